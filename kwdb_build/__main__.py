@@ -1,0 +1,53 @@
+"""Entry point of `kwdb-build` and `python -m kwdb_build`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+
+def main() -> None:
+    """Run the command line and exit with its documented code."""
+    _open_missing_streams()
+    _read_names_as_utf8()
+    from kwdb_build.cli import run
+
+    code = run(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        # What cannot be written any more was reported already; the code below is the answer that counts.
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    sys.exit(code)
+
+
+def _read_names_as_utf8() -> None:
+    """Begin again in UTF-8 mode under a locale of another encoding.
+
+    Names of files would be decoded by that encoding: a run would write down names that a resume under another locale
+    does not find. The terminal keeps its encoding. (Python itself does this for LANG=C.)
+    """
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    os.environ.setdefault("PYTHONIOENCODING", f"{sys.stderr.encoding}:backslashreplace")
+    os.execv(sys.executable, sys.orig_argv)  # noqa: S606  (this very command)
+
+
+def _open_missing_streams() -> None:
+    """Give 0, 1 and 2 back to a process that was started without them (`>&-`).
+
+    Otherwise the next file opened, a journal say, would get such a number, and a stray message would go into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                fd = os.open(os.devnull, os.O_RDWR)
+                if fd != number:
+                    os.dup2(fd, number)
+                    os.close(fd)
+                setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Turning a source tree into a stored artifact, once per key."""

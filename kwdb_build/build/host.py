@@ -1,0 +1,152 @@
+"""What a finished build needs from the machine it shall run on, and whether this machine has it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kwdb_build.build.elf import provided_versions, read_elf
+from kwdb_build.command import CommandError, run
+from kwdb_build.model import CheckResult, Verdict
+
+if TYPE_CHECKING:
+    from kwdb_build.model import Artifact
+
+_LIBRARY_DIRECTORIES = ("/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib64", "/usr/local/lib")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Floor:
+    """The least that a host must have: symbol versions ('' when none is needed) and shared libraries by soname."""
+
+    glibc: str = ""
+    glibcxx: str = ""
+    libraries: tuple[str, ...] = field(default=())
+
+
+def glibc_floor(artifact: Artifact) -> Floor:
+    """Highest GLIBC_ and GLIBCXX_ versions over kwbase and its libraries, and the libraries they bring not along."""
+    versions: dict[str, tuple[int, ...]] = {}
+    needed: set[str] = set()
+    own: set[str] = set()
+    for record in artifact.files:
+        if not (record.path == "bin/kwbase" or record.path.startswith("lib/")) or record.link:
+            continue
+        own.add(Path(record.path).name)
+        try:
+            facts = read_elf(artifact.path / record.path)
+        except ValueError:
+            continue
+        needed |= set(facts.needed)
+        for name, number in facts.versions.items():
+            versions[name] = max(versions.get(name, ()), number)
+    own |= {Path(record.path).name for record in artifact.files if record.link}
+    return Floor(
+        glibc=_dotted(versions.get("GLIBC", ())),
+        glibcxx=_dotted(versions.get("GLIBCXX", ())),
+        libraries=tuple(sorted(needed - own)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostFacts:
+    """What a host offers; '' and None mean that it could not be found out."""
+
+    glibc: str = ""
+    glibcxx: str = ""
+    libraries: frozenset[str] | None = None
+
+
+def host_facts() -> HostFacts:
+    """Ask this machine: its C library, its libstdc++, and the loader's cache of libraries."""
+    libraries = _loader_cache()
+    text = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else None
+    return HostFacts(
+        glibc=(text or "").removeprefix("glibc").strip(),
+        glibcxx=_libstdcxx(libraries),
+        libraries=frozenset(libraries) if libraries is not None else None,
+    )
+
+
+def host_supports(floor: Floor, host: HostFacts) -> tuple[CheckResult, ...]:
+    """Compare; pure. One row each for the C library, the C++ library and the shared libraries."""
+    hint = "build with a toolchain of an older distribution, or run a newer one here"
+    return (
+        _row("glibc of this host", floor.glibc, host.glibc, hint),
+        _row("libstdc++ of this host", floor.glibcxx, host.glibcxx, hint),
+        _libraries_row(floor.libraries, host.libraries),
+    )
+
+
+def _row(name: str, required: str, found: str, hint: str) -> CheckResult:
+    if not required:
+        return CheckResult(name=name, verdict=Verdict.OK, required="none", found=found)
+    if not found:
+        return CheckResult(name=name, verdict=Verdict.UNKNOWN, required=required, found="not found out", fix=hint)
+    enough = _numbers(found) >= _numbers(required)
+    return CheckResult(
+        name=name, verdict=Verdict.OK if enough else Verdict.FAIL, required=required, found=found,
+        fix="" if enough else hint,
+    )
+
+
+def _libraries_row(required: tuple[str, ...], present: frozenset[str] | None) -> CheckResult:
+    name = "shared libraries of this host"
+    if present is None:
+        return CheckResult(name=name, verdict=Verdict.UNKNOWN, required=" ".join(required), found="no loader cache")
+    missing = [library for library in required if library not in present and not library.startswith("ld-linux")]
+    if not missing:
+        return CheckResult(name=name, verdict=Verdict.OK, required=f"{len(required)} libraries", found="all")
+    return CheckResult(
+        name=name, verdict=Verdict.FAIL, required=" ".join(required), found=f"missing: {' '.join(missing)}",
+        fix="install the packages that hold them, or build with a toolchain of this host's distribution",
+    )
+
+
+def parse_loader_cache(text: str, machine: str) -> dict[str, str]:
+    """`ldconfig -p` -> soname to file, of the libraries for this machine; pure.
+
+    A line reads `libz.so.1 (libc6,x86-64) => /lib/x86_64-linux-gnu/libz.so.1`; a 32-bit one has no word after libc6.
+    """
+    word = {"x86_64": "x86-64", "aarch64": "AArch64"}.get(machine, "")
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        head, arrow, target = line.strip().partition(" => ")
+        soname, _, kind = head.partition(" ")
+        if arrow and word in kind:
+            found.setdefault(soname, target)
+    return found
+
+
+def _loader_cache() -> dict[str, str] | None:
+    for program in ("ldconfig", "/sbin/ldconfig"):
+        try:
+            completed = run((program, "-p"), timeout_s=20)
+        except CommandError:
+            continue
+        return parse_loader_cache(completed.stdout, platform.machine())
+    return None
+
+
+def _libstdcxx(libraries: dict[str, str] | None) -> str:
+    known = (libraries or {}).get("libstdc++.so.6")
+    triplet = f"{platform.machine()}-linux-gnu"
+    places = [f"{directory}/{part}libstdc++.so.6" for directory in _LIBRARY_DIRECTORIES for part in (f"{triplet}/", "")]
+    for place in ([known] if known else []) + places:
+        if Path(place).is_file():
+            try:
+                return _dotted(provided_versions(Path(place)).get("GLIBCXX", ()))
+            except ValueError:
+                continue
+    return ""
+
+
+def _dotted(number: tuple[int, ...]) -> str:
+    return ".".join(str(part) for part in number)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdigit())

@@ -1,0 +1,86 @@
+"""Options that several verbs share, and how a verb becomes an exit code."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from kwdb_build.config import Settings
+    from kwdb_build.console import Console
+
+_PATH = click.Path(path_type=Path)
+
+_COMMON = (
+    click.option("--home", type=_PATH, help="Where runs, builds, caches and backups live."),
+    click.option("--config", type=_PATH, help="Settings file (default: ./kwdb-build.toml, or the one in home)."),
+    click.option("--json", "as_json", is_flag=True, help="Answer with one JSON document on stdout."),
+)
+_SOURCE = (
+    click.option("--url", help="git URL or local repository (default: KWDB on gitee)."),
+    click.option("--redirect", multiple=True, metavar="PREFIX=PREFIX",
+                 help="Fetch URLs that begin with the first prefix from the second one (submodules too). Repeatable."),
+)
+_SERVER = (
+    click.option("--pid", type=int, help="The server with this process id."),
+    click.option("--store", type=_PATH, help="The server with this store directory."),
+    click.option("--listen-addr", "listen", help="The server that listens here, such as 127.0.0.1:26257."),
+)
+_BUILD = (
+    click.option("--toolchain", help="Toolchain name or folder (default: the one that serves the fetched version)."),
+    click.option("--docker-host", help="Docker engine to use (default: as the docker command does)."),
+    click.option("--build-type", type=click.Choice(["Release", "Debug"]), help="CMake build type (default: Release)."),
+    click.option("--jobs", "-j", type=click.IntRange(min=0), help="Compile jobs (default: from cores and memory)."),
+    click.option("--memory", help="Memory limit of the build container, such as 8g."),
+)
+
+
+def stack(options: tuple[Callable[[Any], Any], ...]) -> Callable[[Any], Any]:
+    """One decorator for several options, shown in the order given."""
+
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+common = stack(_COMMON)
+source = stack(_SOURCE)
+server = stack(_SERVER)
+building = stack(_BUILD)
+
+
+def console_of(options: Mapping[str, Any]) -> Console:
+    """The console of this call."""
+    from kwdb_build.console import Console
+
+    return Console(as_json=bool(options.get("as_json")))
+
+
+def settings_of(options: Mapping[str, Any]) -> Settings:
+    """Merge defaults, file, environment and the flags that are settings."""
+    from kwdb_build import config
+
+    flags = {name: value for name, value in options.items() if name in config.Settings.model_fields}
+    return config.load(flags, config=options.get("config"))
+
+
+def verb(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A verb takes (console, settings, **its own options): made here from the common ones."""
+
+    @functools.wraps(function)
+    def call(**options: Any) -> Any:
+        console = console_of(options)
+        settings = settings_of(options)
+        for name in ("home", "config", "as_json"):
+            options.pop(name, None)
+        return function(console, settings, **options)
+
+    return call

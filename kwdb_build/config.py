@@ -1,0 +1,109 @@
+"""One Settings model: defaults < kwdb-build.toml < KWDB_BUILD_* environment < flags.
+
+The file is looked for at --config, then ./kwdb-build.toml, then <home>/kwdb-build.toml. An unknown key is refused with
+the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kwdb_build.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ENVIRONMENT_PREFIX = "KWDB_BUILD_"
+FILE_NAME = "kwdb-build.toml"
+RESERVED_VARIABLES = {"KWDB_BUILD_FAILPOINT"}
+"""Environment variables of ours that are no settings."""
+
+
+def default_home() -> Path:
+    """Where runs, builds and backups live: /var/lib for root, as they must outlive a home directory; XDG otherwise."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/kwdb-build")
+    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(state) / "kwdb-build"
+
+
+class Settings(BaseModel):
+    """Everything that can be set, with its default and its meaning."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    home: Path = Field(default_factory=default_home, description="runs, builds, caches and backups")
+    url: str = Field("https://gitee.com/kwdb/kwdb.git", description="git URL or local repository of the source")
+    redirect: tuple[str, ...] = Field((), description="PREFIX=PREFIX pairs for git URLs (mirrors, submodules)")
+    toolchain: str = Field("", description="toolchain name or folder; empty: chosen from the fetched tree")
+    docker_host: str = Field("", description="address of the Docker engine; empty: as the docker client's own context")
+    build_type: str = Field("Release", description="CMake build type")
+    jobs: int = Field(0, ge=0, description="parallel compile jobs; 0: from cores and memory")
+    memory: str = Field("", description="memory limit of the build container such as 8g; empty: none")
+    stop_timeout_s: float = Field(600, gt=0, description="how long the old server may drain before we ask or give up")
+    force_stop_after_s: float = Field(0, ge=0, description="SIGKILL a server that drains longer; 0: never")
+    start_timeout_s: float = Field(300, gt=0, description="how long a server may take to become ready")
+    settle_s: float = Field(5, ge=0, description="pause before the second look at a started server")
+    sql_user: str = Field("root", description="SQL user for the checks")
+    sql_password_file: Path | None = Field(None, description="file with that user's password")
+    statement_timeout_s: float = Field(300, gt=0, description="time limit of each statement of the checks")
+    verify_timeout_s: float = Field(3600, gt=0, description="time limit of the whole verification suite")
+    apt_sources: Path | None = Field(
+        None, description="apt sources (.list or .sources) for base images; empty: this machine's own"
+    )
+    base_image: str = Field(
+        "", description="a ready Debian image (best by digest) to start build images from; empty: bootstrapped by apt"
+    )
+    strict_lock: bool = Field(
+        False, description="refuse when a locked package is gone from the mirrors, instead of resolving anew"
+    )
+    pip_index_url: str = Field("", description="Python package index for wheels; empty: pip's own configuration")
+    ca_bundle: Path | None = Field(None, description="additional certificate authorities for downloads (a proxy's own)")
+
+
+def load(overrides: Mapping[str, Any], *, config: Path | None = None) -> Settings:
+    """Merge all layers; UsageError names the layer, the key and the nearest known one."""
+    merged: dict[str, Any] = {}
+    for origin, values in _layers(overrides, config):
+        for key in values:
+            if key not in Settings.model_fields:
+                close = difflib.get_close_matches(key, Settings.model_fields, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(Settings.model_fields))}"
+                raise UsageError(f"unknown setting {key!r} in {origin}", hint=hint)
+        merged |= values
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"setting {name}: {first['msg']}", context=f"given: {first.get('input')!r}") from error
+
+
+def _layers(overrides: Mapping[str, Any], config: Path | None) -> list[tuple[str, dict[str, Any]]]:
+    environment = {
+        name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
+        for name, value in os.environ.items()
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in RESERVED_VARIABLES
+    }
+    if isinstance(pairs := environment.get("redirect"), str):
+        environment["redirect"] = tuple(pairs.split())  # type: ignore[assignment]
+    given = {key: value for key, value in overrides.items() if value is not None and value != ()}
+    home = Path(str(given.get("home") or environment.get("home") or default_home()))
+    candidates = [config] if config else [Path.cwd() / FILE_NAME, home / FILE_NAME]
+    layers: list[tuple[str, dict[str, Any]]] = []
+    for candidate in candidates:
+        if config is not None and not candidate.is_file():
+            raise UsageError(f"no settings file at {candidate}")
+        if candidate.is_file():
+            try:
+                layers.append((str(candidate), tomllib.loads(candidate.read_text(encoding="utf-8"))))
+            except tomllib.TOMLDecodeError as error:
+                raise UsageError(f"{candidate} is not valid TOML", context=str(error)) from error
+            break
+    return [*layers, ("the environment", dict(environment)), ("the command line", dict(given))]

@@ -1,0 +1,1 @@
+"""Stores and installed files: verified copies of them, and the way back."""

@@ -1,0 +1,92 @@
+"""What every engine offers: images, and one-off runs without network, privileges or root.
+
+The Docker engine is engine/docker.py; others (a sandbox without a daemon) implement the same Protocol.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineInfo:
+    """Which engine is used: kind ('docker'), version, address, free bytes of its storage (-1: unknown)."""
+
+    kind: str
+    version: str
+    address: str
+    free_bytes: int = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mount:
+    """A bind mount: an absolute host directory at an absolute path in the container."""
+
+    source: Path
+    target: str
+    read_only: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One run: argv in an image. environment is the whole environment, built from nothing.
+
+    uid and gid are never 0 for builds. memory_bytes and cpus of 0 mean no limit. name labels the container so that a
+    left-over one of a killed run is found and removed.
+    """
+
+    image: str
+    argv: tuple[str, ...]
+    mounts: tuple[Mount, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    workdir: str = "/"
+    uid: int
+    gid: int
+    memory_bytes: int = 0
+    cpus: float = 0
+    name: str = "run"
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """How a run ended: its exit code, whether the kernel killed it for memory, whether timeout_s ended it."""
+
+    returncode: int
+    oom_killed: bool = False
+    timed_out: bool = False
+
+
+class Engine(Protocol):
+    """A place where builds run."""
+
+    def info(self) -> EngineInfo:
+        """Ask the engine itself; EngineError (with what is needed) when it cannot be used."""
+        ...
+
+    def image_id(self, tag: str) -> str | None:
+        """Identity of a local image, None when there is none."""
+        ...
+
+    def import_base(self, archive: Path, tag: str, *, environment: Mapping[str, str]) -> str:
+        """Make an image from a root file system archive; return its identity."""
+        ...
+
+    def build_image(
+        self, context: Path, *, dockerfile: str, tag: str, arguments: Mapping[str, str], mounts: tuple[Mount, ...] = (),
+        on_line: Callable[[str], None], log: Path, network: str = "none",
+    ) -> str:
+        """Build an image from a context directory; the tag appears only when the whole build succeeded.
+
+        network is 'none' or 'default'.
+        """
+        ...
+
+    def run(self, spec: RunSpec, *, on_line: Callable[[str], None], log: Path) -> RunResult:
+        """Run to the end; each output line goes to on_line and the log; cancelling leaves no container behind."""
+        ...

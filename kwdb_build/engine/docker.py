@@ -1,0 +1,408 @@
+"""The Docker engine (also Podman behind its Docker-compatible socket). The only place that imports docker-py."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from kwdb_build.engine.address import MINIMUM_API, check_api, default_address, is_remote, probe
+from kwdb_build.engine.base import EngineInfo, RunResult
+from kwdb_build.engine.stream import BuildEvents, LineSplitter
+from kwdb_build.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from kwdb_build.engine.base import Mount, RunSpec
+
+LABEL = "kwdb-build"
+_RUN_LABEL = "kwdb-build.run"
+_OWNER_LABEL = "kwdb-build.owner"
+_HOSTNAME = "kwdb-build"
+"""The same in every container: a host name in a build's output would make two builds differ."""
+_API_TIMEOUT_S = 300
+_PIDS_LIMIT = 8192
+_SIGKILL_CODE = 137
+
+
+class DockerEngine:
+    """One daemon, reached through its API. A context manager: leaving it closes the connections."""
+
+    def __init__(self, client: Any, *, address: str) -> None:
+        self._api = client
+        self.address = address
+        self._active: set[str] = set()
+
+    @classmethod
+    def connect(cls, docker_host: str = "") -> Self:
+        """Reach a daemon: docker_host, else DOCKER_HOST, else the docker client's context, else a known local socket.
+
+        Errors: EngineError that tells apart not installed, not running, not allowed, unreachable, too old.
+        """
+        address, tls = _which(docker_host)
+        probe(address)
+        import docker
+        from docker.errors import DockerException
+
+        def client(version: str) -> Any:
+            return docker.APIClient(base_url=address, tls=tls or False, version=version, timeout=_API_TIMEOUT_S)
+
+        try:
+            # "auto" would leak its connection when the answer is strange or too old: a client of its own asks
+            with contextlib.closing(client(".".join(map(str, MINIMUM_API)))) as asking:
+                found = asking.version(api_version=False)
+                api = str(found["ApiVersion"])
+        except (DockerException, OSError, ValueError, KeyError, TypeError) as error:
+            raise EngineError(
+                f"what listens at {address} does not answer like a container engine", context=str(error),
+                hint="check the address and, for tcp, the TLS settings (DOCKER_TLS_VERIFY, DOCKER_CERT_PATH)",
+            ) from error
+        check_api(str(found.get("Version", "")), api, address=address)
+        return cls(client(api), address=address)
+
+    def close(self) -> None:
+        """Close the connections to the daemon."""
+        self._api.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def info(self) -> EngineInfo:
+        """Version, address and free space of the daemon; EngineError when it is gone."""
+        with self._talk("ask the engine for its version"):
+            version = self._api.version()
+            root = str(self._api.info().get("DockerRootDir", ""))
+        free = -1
+        if root and not is_remote(self.address):
+            with contextlib.suppress(OSError):  # Podman's store of another user, or a daemon in a machine of its own
+                free = shutil.disk_usage(root).free
+        kind = "podman" if "podman" in str(version.get("Components", "")).lower() else "docker"
+        return EngineInfo(kind=kind, version=str(version.get("Version", "")), address=self.address, free_bytes=free)
+
+    def image_id(self, tag: str) -> str | None:
+        """Identity of a local image, None when there is none."""
+        from docker.errors import ImageNotFound
+
+        with self._talk(f"look up the image {tag}"):
+            try:
+                return str(self._api.inspect_image(tag)["Id"])
+            except ImageNotFound:
+                return None
+
+    def remove_image(self, tag: str) -> None:
+        """Remove a local image; none of that name is fine."""
+        from docker.errors import ImageNotFound
+
+        with self._talk(f"remove the image {tag}"), contextlib.suppress(ImageNotFound):
+            self._api.remove_image(tag, force=True)
+
+    def import_base(self, archive: Path, tag: str, *, environment: Mapping[str, str]) -> str:
+        """Make an image from a tar of a root file system; the tag appears when all of it was read."""
+        repository, _, version = tag.partition(":")
+        changes = [f"LABEL {LABEL}=base", *(f'ENV {name}="{value}"' for name, value in environment.items())]
+        with self._talk(f"import {archive} as {tag}"):
+            answer = self._api.import_image_from_file(
+                str(archive), repository=repository, tag=version or "latest", changes=changes
+            )
+        found = self.image_id(tag)
+        if found is None:
+            raise EngineError(f"the engine did not take {archive} as an image", context=str(answer)[-2000:])
+        return found
+
+    def build_image(
+        self, context: Path, *, dockerfile: str, tag: str, arguments: Mapping[str, str], mounts: tuple[Mount, ...] = (),
+        on_line: Callable[[str], None], log: Path, network: str = "none",
+    ) -> str:
+        """Build with the classic builder; the tag appears only when the whole build succeeded.
+
+        network: 'none', or 'default' where a base from a registry needs its package manager. arguments are no place
+        for secrets, except the names that Docker itself keeps out of images (HTTP_PROXY and the like).
+        """
+        if mounts:
+            raise EngineError("the classic image builder has no bind mounts", hint="put files into the context")
+        if network != "none":
+            arguments = {**proxy_arguments(os.environ), **arguments}
+        events = BuildEvents()
+        with contextlib.ExitStack() as stack:
+            sink = stack.enter_context(log.open("a", encoding="utf-8", buffering=1))
+            stack.enter_context(self._talk(f"build the image {tag}", log=log))
+            stack.enter_context(self._hanging_up())  # closing the answer is what cancels a build
+            stream = self._api.build(
+                path=str(context), dockerfile=dockerfile, rm=True, forcerm=True, pull=False, decode=True, timeout=None,
+                buildargs=dict(arguments), network_mode=network, use_config_proxy=False,
+            )
+            for event in stream:
+                for line in events.feed(event):
+                    sink.write(line + "\n")
+                    on_line(line)
+            if events.error:
+                sink.write(events.error + "\n")
+                self._forget(events.intermediate)
+            identity = events.finish(tag=tag, log=log)
+            repository, _, version = tag.partition(":")
+            self._api.tag(identity, repository, version or "latest", force=True)
+        return self.image_id(tag) or identity
+
+    def _forget(self, identities: Sequence[str]) -> None:
+        """Remove the nameless images that a failed build left; one with a name, or that others stand on, stays."""
+        for identity in reversed(identities):
+            with contextlib.suppress(Exception):
+                found = self._api.inspect_image(identity)
+                if not found.get("RepoTags") and not found.get("RepoDigests"):
+                    self._api.remove_image(identity)
+
+    def run(self, spec: RunSpec, *, on_line: Callable[[str], None], log: Path) -> RunResult:
+        """Run to the end without network, capabilities or root; whatever ends this call removes the container.
+
+        The image is mounted read-only; /tmp is a tmpfs. Errors: EngineError when the daemon refuses or dies.
+        """
+        if spec.uid == 0:
+            raise EngineError("builds never run as root", hint="give another uid")
+        if spec.mounts and is_remote(self.address):
+            raise EngineError(
+                f"the engine at {self.address} is on another machine and does not see the directories of this one",
+                hint="use an engine of this machine (--docker-host unix:///var/run/docker.sock)",
+            )
+        self.remove_leftovers(spec.name)
+        container = ""
+        with log.open("a", encoding="utf-8", errors="replace", buffering=1) as sink:
+            try:
+                with self._talk(f"run {spec.argv[0]} in {spec.image}", log=log):
+                    container = self._create(spec)
+                    self._active.add(container)
+                    return self._follow(container, spec, _Sink(sink.write, on_line))
+            finally:
+                self._remove(container)
+                self._active.discard(container)
+
+    def remove_leftovers(self, name: str) -> int:
+        """Remove containers that killed runs of this name left; one whose owner still lives stays. Returns how many."""
+        removed = 0
+        with self._talk(f"look for left-over containers of {name}"):
+            for found in self._api.containers(all=True, filters={"label": f"{LABEL}={name}"}):
+                made_by = str(found.get("Labels", {}).get(_OWNER_LABEL, ""))
+                mine = made_by == owner() and found["Id"] not in self._active  # the engine died under it
+                if mine or not owner_lives(made_by):
+                    self._remove(found["Id"])
+                    removed += 1
+        return removed
+
+    def _create(self, spec: RunSpec) -> str:
+        from docker.types import LogConfig
+        from docker.types import Mount as DockerMount
+
+        # "bind" mounts, not "binds": a directory that the daemon does not see is an error, not an empty directory
+        mounts = [
+            DockerMount(target=mount.target, source=str(mount.source), type="bind", read_only=mount.read_only)
+            for mount in spec.mounts
+        ]
+        host = self._api.create_host_config(
+            network_mode="none", cap_drop=["ALL"], security_opt=["no-new-privileges"], read_only=True, init=True,
+            tmpfs={"/tmp": "rw,exec,nosuid,nodev,mode=1777"}, mounts=mounts,  # noqa: S108 - inside the container
+            pids_limit=_PIDS_LIMIT, mem_limit=spec.memory_bytes or None, memswap_limit=spec.memory_bytes or None,
+            nano_cpus=int(spec.cpus * 1e9) or None, log_config=LogConfig(type="none"),
+        )
+        answer = self._api.create_container(
+            image=spec.image, command=list(spec.argv), entrypoint=[], environment=dict(spec.environment),
+            working_dir=spec.workdir, user=f"{spec.uid}:{spec.gid}", hostname=_HOSTNAME, host_config=host,
+            labels={LABEL: spec.name, _RUN_LABEL: uuid.uuid4().hex, _OWNER_LABEL: owner()}, use_config_proxy=False,
+        )
+        return str(answer["Id"])
+
+    @contextlib.contextmanager
+    def _hanging_up(self) -> Iterator[None]:
+        """Close every connection opened inside: docker-py leaves streams open that are not read to their end."""
+        answers: list[Any] = []
+
+        def remember(answer: Any, *_: Any, **__: Any) -> None:
+            answers.append(answer)
+
+        hooks: list[Any] = self._api.hooks["response"]
+        hooks.append(remember)
+        try:
+            yield
+        finally:
+            hooks.remove(remember)
+            for answer in answers:
+                for close in (answer.raw.close, answer.close):
+                    with contextlib.suppress(Exception):  # the other end may be gone already
+                        close()
+
+    def _follow(self, container: str, spec: RunSpec, sink: _Sink) -> RunResult:
+        with self._hanging_up():
+            return self._follow_open(container, spec, sink)
+
+    def _follow_open(self, container: str, spec: RunSpec, sink: _Sink) -> RunResult:
+        stream = self._api.attach(container, stdout=True, stderr=True, stream=True, logs=False, demux=True)
+        timed_out = threading.Event()
+
+        def expire() -> None:
+            timed_out.set()
+            with contextlib.suppress(Exception):  # it may have ended by itself in this very moment
+                self._api.kill(container)
+
+        timer = threading.Timer(spec.timeout_s, expire) if spec.timeout_s is not None else None
+        try:
+            self._api.start(container)
+            if timer:
+                timer.start()
+            for stdout, stderr in stream:
+                sink.feed(stdout, stderr)
+            returncode = int(self._api.wait(container, timeout=None)["StatusCode"])
+        finally:
+            if timer:
+                timer.cancel()
+            sink.flush()
+        state = self._api.inspect_container(container)["State"]
+        return RunResult(
+            returncode=returncode, oom_killed=_out_of_memory(state), timed_out=timed_out.is_set() and
+            returncode == _SIGKILL_CODE,
+        )
+
+    def _remove(self, container: str) -> None:
+        if not container:
+            return
+        from docker.errors import APIError, DockerException
+        from requests.exceptions import RequestException
+
+        for _ in range(3):
+            try:
+                self._api.remove_container(container, force=True, v=True)
+            except APIError as error:
+                if error.status_code == 409:  # noqa: PLR2004 - the daemon is removing it already, or is still killing
+                    time.sleep(0.5)
+                    continue
+            except (DockerException, RequestException, OSError):
+                pass  # the daemon is gone; what is left is removed by the next run of the same name
+            return
+
+    @contextlib.contextmanager
+    def _talk(self, doing: str, *, log: Path | None = None) -> Iterator[None]:
+        """Turn everything that talking to a daemon can raise into one EngineError."""
+        from docker.errors import APIError, DockerException, ImageNotFound
+        from requests.exceptions import RequestException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            yield
+        except ImageNotFound as error:
+            raise EngineError(f"cannot {doing}: there is no such image", context=_said(error), log=log) from error
+        except APIError as error:
+            hint = ""
+            if "bind source path does not exist" in _said(error):
+                hint = (
+                    f"the engine at {self.address} does not see that directory: it must be on this machine, "
+                    "and its file sharing must include the directory"
+                )
+            raise EngineError(
+                f"the container engine refused to {doing}", context=_said(error), hint=hint, log=log
+            ) from error
+        except (RequestException, HTTPError, ConnectionError, DockerException) as error:
+            raise EngineError(
+                f"the connection to the container engine at {self.address} broke: cannot {doing}", context=str(error),
+                hint="look whether it still runs (docker version; journalctl -u docker), then run the same again",
+                log=log,
+            ) from error
+
+
+class _Sink:
+    """Where lines of a container go; stdout and stderr are split apart so that neither cuts the other's lines."""
+
+    def __init__(self, write: Callable[[str], Any], on_line: Callable[[str], None]) -> None:
+        self._write = write
+        self._on_line = on_line
+        self._splitters = (LineSplitter(), LineSplitter())
+
+    def feed(self, *chunks: bytes | None) -> None:
+        for splitter, chunk in zip(self._splitters, chunks, strict=True):
+            self._emit(splitter.feed(chunk or b""))
+
+    def flush(self) -> None:
+        for splitter in self._splitters:
+            self._emit(splitter.flush())
+
+    def _emit(self, lines: list[str]) -> None:
+        for line in lines:
+            self._write(line + "\n")
+            self._on_line(line)
+
+
+def _said(error: Any) -> str:
+    return str(getattr(error, "explanation", "") or error)
+
+
+def _out_of_memory(state: Mapping[str, Any]) -> bool:
+    """The engine's own word; it is set when the kernel killed any process of the container, not only the first."""
+    return bool(state.get("OOMKilled"))
+
+
+def _which(docker_host: str) -> tuple[str, Any]:
+    """Address and TLS settings; TLS as DOCKER_TLS_VERIFY and DOCKER_CERT_PATH or the context say."""
+    from docker.context import ContextAPI
+    from docker.errors import DockerException
+    from docker.utils import kwargs_from_env
+
+    try:
+        settings = kwargs_from_env(environment={**os.environ, **({"DOCKER_HOST": docker_host} if docker_host else {})})
+        if "base_url" in settings:
+            return str(settings["base_url"]), settings.get("tls")
+        context = ContextAPI.get_context(os.environ.get("DOCKER_CONTEXT"))
+    except (DockerException, OSError, ValueError) as error:
+        raise EngineError(
+            "the docker client's settings cannot be read", context=str(error),
+            hint="check DOCKER_HOST, DOCKER_CONTEXT, DOCKER_CERT_PATH and `docker context ls`",
+        ) from error
+    if context is None:
+        raise EngineError(f"no docker context {os.environ.get('DOCKER_CONTEXT', '')!r}", hint="docker context ls")
+    if context.Name == "default" or not context.Host:
+        return default_address(), None
+    return str(context.Host), context.TLSConfig
+
+
+def proxy_arguments(environment: Mapping[str, str]) -> dict[str, str]:
+    """The proxies of this machine as build arguments that Docker keeps out of the image and its history."""
+    names = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY")
+    wanted = {*names, *(name.lower() for name in names)}
+    return {name: value for name, value in environment.items() if name in wanted}
+
+
+def owner() -> str:
+    """This process, so that it cannot be mistaken for a later one with the same pid: place:pid:start time."""
+    import psutil
+
+    return f"{_place()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
+
+
+def _place() -> str:
+    """Where pids mean what they mean here: a container with the host's network also has its name, but other pids."""
+    namespace = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()} {namespace.readlink() if namespace.is_symlink() else ''}".replace(":", "")
+
+
+def owner_lives(text: str) -> bool:
+    """Whether the process that made a container still runs; one of another host or container is taken to live."""
+    import psutil
+
+    place, _, rest = text.partition(":")
+    pid, _, started = rest.partition(":")
+    if not pid.isdigit():
+        return False
+    if place != _place():
+        return True
+    try:
+        return abs(psutil.Process(int(pid)).create_time() - float(started)) <= 2  # noqa: PLR2004 - clock adjustments
+    except (psutil.Error, ValueError):
+        return False

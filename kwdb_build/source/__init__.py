@@ -1,0 +1,1 @@
+"""Fetching: exactly the commit that was asked for, with its pinned submodules."""

@@ -1,0 +1,226 @@
+"""Reading a checkout: which commit, which version text, which submodules; and a working copy of it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kwdb_build.console import Progress
+from kwdb_build.errors import SourceError, SpaceError
+from kwdb_build.files import require_space
+from kwdb_build.model import SOURCE_SUFFIX, SourceTree, Submodule, Version
+from kwdb_build.source.client import GitClient
+from kwdb_build.source.mirror import MARGIN_BYTES, directory_bytes
+from kwdb_build.source.reference import redact
+from kwdb_build.source.submodules import read_pins, verify_head
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DESCRIBE = ("describe", "--tags", "--dirty", "--match=V[0-9]*")
+"""Exactly what KWDB's Makefile asks for its version text."""
+_STORE_FILES = frozenset({"KWBASEDB_VERSION", "kwbase.start_mode"})
+_COPY_CHUNK = 1 << 30
+
+
+def read_tree(path: Path, *, url: str, ref: str, client: GitClient | None = None) -> SourceTree:
+    """Describe an existing checkout.
+
+    SourceError when path is no checkout of its own, is shallow (its version text would be wrong) or has no version
+    tag in its history; SubmoduleError when a submodule is not at the commit that HEAD pins. A changed tree is read
+    too: its version then ends in -dirty.
+    """
+    git = client or GitClient()
+    path = path.absolute()
+    if path.parts[-len(SOURCE_SUFFIX.parts):] != SOURCE_SUFFIX.parts:
+        raise SourceError(
+            f"{path} does not end in {SOURCE_SUFFIX}", hint="KWDB's Makefile builds nowhere else: check it out there"
+        )
+    if not path.is_dir():
+        raise SourceError(f"there is no checkout at {path}")
+    top = git.run("rev-parse", "--show-prefix", "--is-shallow-repository", cwd=path, what=f"reading {path}")
+    prefix, _, shallow = top.stdout.partition("\n")
+    if prefix:
+        raise SourceError(f"{path} is no git checkout of its own", context=f"it lies inside one, at {prefix}")
+    if shallow == "true":
+        raise SourceError(
+            f"{path} is a shallow clone: `git describe` gives another version text there",
+            hint="complete it with `git fetch --unshallow --tags`",
+        )
+    commit = git.text("rev-parse", "--verify", "HEAD^{commit}", cwd=path, what=f"reading {path}")
+    time_text = git.text(
+        "show", "--no-patch", "--no-show-signature", "--format=%ct", "HEAD", cwd=path, what=f"reading {path}"
+    )
+    return SourceTree(
+        path=path, url=redact(url), ref=ref, commit=commit, version=read_version(git, path),
+        commit_time=int(time_text), submodules=read_submodules(git, path, commit),
+    )
+
+
+def read_version(git: GitClient, path: Path) -> Version:
+    """The version text that a build in path would carry."""
+    found = git.run(*DESCRIBE, cwd=path, what="describing the version", check=False)
+    if not found.ok:
+        raise SourceError(
+            "no version tag (V and a number) in the history of this commit", context=redact(found.stderr),
+            hint="fetch from a repository that has KWDB's tags, or set a tag such as V3.1.0 on its release",
+        )
+    try:
+        return Version.parse(found.stdout)
+    except ValueError:
+        raise SourceError(
+            f"the nearest tag gives {found.stdout!r}, which is no version",
+            hint="choose a release tag such as V3.1.0, or a commit after one",
+        ) from None
+
+
+def read_submodules(git: GitClient, path: Path, commit: str, *, prefix: str = "") -> tuple[Submodule, ...]:
+    """Submodules and theirs, each checked to be where the commit above it pins it."""
+    result: list[Submodule] = []
+    for pin in read_pins(git, path, commit):
+        shown = f"{prefix}{pin.path}"
+        verify_head(git, path / pin.path, pin.commit, shown)
+        result.append(Submodule(path=shown, url=redact(pin.url), commit=pin.commit))
+        result.extend(read_submodules(git, path / pin.path, pin.commit, prefix=f"{shown}/"))
+    return tuple(result)
+
+
+def changes(git: GitClient, tree: SourceTree) -> tuple[str, ...]:
+    """Everything in a checkout and its submodules that is not its commits, ignored files included."""
+    found: list[str] = []
+    for place in ("", *(submodule.path for submodule in tree.submodules)):
+        status = git.text(
+            "status", "--porcelain=v1", "-z", "--untracked-files=all", "--ignored=traditional",
+            "--ignore-submodules=dirty", "--no-renames", cwd=tree.path / place, what="checking for changes",
+        )
+        found += [f"{line[:2]} {Path(place) / line[3:]}" for line in status.split("\0") if line]
+    return tuple(found)
+
+
+def holds_store(path: Path) -> Path | None:
+    """A directory below path that looks like a database's store, if there is one."""
+    for directory, _, files in os.walk(path):
+        if _STORE_FILES.intersection(files):
+            return Path(directory)
+    return None
+
+
+def copy_tree(
+    tree: SourceTree,
+    destination_gopath: Path,
+    *,
+    uid: int | None = None,
+    gid: int | None = None,
+    progress: Progress | None = None,
+) -> SourceTree:
+    """Make a working copy at destination_gopath/src/gitee.com/kwbasedb, owned by uid:gid, and describe it.
+
+    KWDB's generators write into the tree, so a build gets its own. Blocks are shared where the file system can
+    (copy_file_range), files never are: no hard link leads back. The .git directories come along, so that
+    `git describe` in the copy gives the same text.
+
+    A git run by anyone but the owner refuses the copy as `dubious ownership`. The copy's own configuration cannot
+    lift that (git ignores safe.directory there on purpose): a build that runs as another user than uid, or as root,
+    sets GIT_CONFIG_COUNT=1, GIT_CONFIG_KEY_0=safe.directory, GIT_CONFIG_VALUE_0=* in its environment.
+    """
+    say = progress or Progress()
+    target = destination_gopath.absolute() / SOURCE_SUFFIX
+    if target.exists() or target.is_symlink():
+        raise SourceError(f"{target} exists already", hint="give each build a directory of its own")
+    _make_parents(target.parent, uid, gid)
+    require_space(target.parent, MARGIN_BYTES + directory_bytes(tree.path), "working copy of the source")
+    temporary = target.with_name(f".{target.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    say.update("copying the source")
+    try:
+        with full_disk_said(target.parent, "copying the source"):
+            _copy_directory(tree.path, temporary, uid, gid)
+        git = GitClient(config=(("safe.directory", "*"),), progress=say)
+        for place in ("", *(submodule.path for submodule in tree.submodules)):
+            _refresh_index(git, temporary / place)
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    copied = read_tree(target, url=tree.url, ref=tree.ref, client=git)
+    for place in ("", *(submodule.path for submodule in tree.submodules)):
+        # Last, as `git describe --dirty` may write the index anew, owned by whoever runs it.
+        _own(_index(git, target / place), uid, gid)
+    if (copied.commit, copied.version, copied.submodules) != (tree.commit, tree.version, tree.submodules):
+        raise SourceError(
+            "the working copy is not what was copied", context=f"{tree.version} {tree.commit}\n"
+            f"{copied.version} {copied.commit}", hint="something changed the fetched tree meanwhile: run it again",
+        )
+    return copied
+
+
+@contextlib.contextmanager
+def full_disk_said(place: Path, doing: str, *, log: Path | None = None) -> Iterator[None]:
+    """Turn a full disk that our own writing meets into the error for it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise SpaceError(
+            f"the file system of {place} became full while {doing}", context=str(error), log=log,
+            hint="free space there, or choose another place with --home, and run it again",
+        ) from error
+
+
+def _make_parents(path: Path, uid: int | None, gid: int | None) -> None:
+    missing = [parent for parent in (path, *path.parents) if not parent.exists()]
+    for parent in reversed(missing):
+        parent.mkdir(exist_ok=True)
+        _own(parent, uid, gid)
+
+
+def _own(path: Path, uid: int | None, gid: int | None) -> None:
+    if uid is not None or gid is not None:
+        os.chown(path, -1 if uid is None else uid, -1 if gid is None else gid, follow_symlinks=False)
+
+
+def _copy_directory(source: Path, target: Path, uid: int | None, gid: int | None) -> None:
+    target.mkdir()
+    with os.scandir(source) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            here = target / entry.name
+            if entry.is_symlink():
+                here.symlink_to(Path(entry.path).readlink())
+                _own(here, uid, gid)
+            elif entry.is_dir():
+                _copy_directory(Path(entry.path), here, uid, gid)
+            elif entry.is_file():
+                _copy_file(Path(entry.path), here)
+                _own(here, uid, gid)
+    _own(target, uid, gid)
+    shutil.copystat(source, target)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    with source.open("rb") as reader, target.open("xb") as writer:
+        info = os.fstat(reader.fileno())
+        left = info.st_size
+        with contextlib.suppress(OSError):  # other file systems refuse: then the ordinary way below
+            while left and (done := os.copy_file_range(reader.fileno(), writer.fileno(), min(left, _COPY_CHUNK))):
+                left -= done
+        if left:
+            reader.seek(info.st_size - left)
+            writer.seek(info.st_size - left)
+            shutil.copyfileobj(reader, writer, 1 << 20)
+        os.fchmod(writer.fileno(), stat.S_IMODE(info.st_mode))
+    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+
+def _refresh_index(git: GitClient, path: Path) -> None:
+    """Write the copy's own inode numbers into its index, or each later `git describe --dirty` reads every file."""
+    git.run("update-index", "-q", "--refresh", cwd=path, what="refreshing the copy's index", check=False)
+
+
+def _index(git: GitClient, path: Path) -> Path:
+    return Path(git.text("rev-parse", "--absolute-git-dir", cwd=path, what="finding the copy's index")) / "index"

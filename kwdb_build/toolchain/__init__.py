@@ -1,0 +1,1 @@
+"""What a build needs: toolchain folders, the image made from them, and the dependency check."""

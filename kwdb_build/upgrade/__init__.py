@@ -1,0 +1,1 @@
+"""The order of things: plan, steps, journal, rollback and report."""

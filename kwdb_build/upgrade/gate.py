@@ -1,0 +1,110 @@
+"""Rules that say no before anything is touched. Pure: facts in, refusals out.
+
+KWDB itself refuses none of this: a v3 binary starts on a v2 store without a word and reads its time series as empty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kwdb_build.errors import RefusedError
+
+if TYPE_CHECKING:
+    from kwdb_build.model import Deployment, Version
+
+_EXPORT_IMPORT = (
+    "deploy the new version beside the old one with an empty store, EXPORT each database, the users and the cluster "
+    "settings from the old one, and IMPORT them into the new one (documentation: Data Export, Data Import)"
+)
+_OLDEST_2_IN_PLACE = (2, 1)
+_READY = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerFacts:
+    """What the gate asks the running server: nodes of the cluster, unfinished jobs, unavailable ranges."""
+
+    nodes: int
+    unfinished_jobs: tuple[str, ...] = ()
+    unavailable_ranges: int = 0
+
+
+def require_supported_version(old: Version, new: Version, *, allow_same: bool) -> None:
+    """RefusedError unless new may open old's data in place."""
+    if new.major != old.major:
+        way = "older" if new.major < old.major else "newer"
+        raise RefusedError(
+            f"{old} cannot be upgraded in place to {new}: the storage of major version {new.major} is another one",
+            context=f"the server would start without an error and read its time-series tables as empty ({way} format)",
+            hint=_EXPORT_IMPORT,
+        )
+    if old.major == 2 and old.release[:2] < _OLDEST_2_IN_PLACE:  # noqa: PLR2004
+        raise RefusedError(f"{old} cannot be upgraded in place to {new}", hint=_EXPORT_IMPORT)
+    if new.same_release(old):
+        if not allow_same:
+            raise RefusedError(
+                f"{new} is not higher than the running {old}",
+                hint="for a patched build of the same release add --allow-same",
+            )
+        return
+    if not new > old:
+        raise RefusedError(
+            f"{new} is lower than the running {old}: a downgrade would open newer data with an older binary",
+            hint="install the old version anew and restore a backup that it wrote (`kwdb-build rollback` for a run)",
+        )
+
+
+def require_supported_deployment(deployment: Deployment) -> None:
+    """RefusedError for what this version of the tool cannot restart as it was started."""
+    start = deployment.start
+    for path in (start.cwd, start.executable, *(store.path for store in deployment.stores)):
+        if not _is_text(str(path)):
+            raise RefusedError(
+                f"a path of the server is no valid UTF-8: {path}", context="its name could not be written down safely",
+                hint="rename that directory and start the server from there",
+            )
+    if deployment.supervisor != "none":
+        raise RefusedError(
+            f"pid {deployment.pid} is run by {deployment.supervisor}, which would fight over the restart",
+            context="so far only servers started from a shell or script are upgraded",
+            hint="stop the unit, start kwbase by hand with the same command, and upgrade that; then adapt the unit",
+        )
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def require_ready(status: int, said: str, *, address: str) -> None:
+    """RefusedError unless the health page says 200: the restarted server will be judged by it (status 0: no answer)."""
+    if status != _READY:
+        seen = "cannot be reached from here" if status == 0 else "does not call the server ready"
+        raise RefusedError(
+            f"the health page http://{address}/health?ready=1 {seen}", context=said,
+            hint="let this machine reach it (firewall, --http-addr), or wait until the server is ready; nothing was "
+            "changed",
+        )
+
+
+def require_healthy(facts: ServerFacts, *, command: str) -> None:
+    """RefusedError when the running server is not in a state to be upgraded."""
+    if facts.nodes > 1:
+        raise RefusedError(
+            f"this server is one of {facts.nodes} nodes ({command}); so far single nodes are upgraded",
+            hint="upgrade a cluster node by node by KWDB's guide",
+        )
+    if facts.unavailable_ranges:
+        raise RefusedError(
+            f"{facts.unavailable_ranges} ranges are unavailable on the running server",
+            hint="repair the server first; kwdb_internal.kv_store_status shows the state",
+        )
+    if facts.unfinished_jobs:
+        raise RefusedError(
+            "jobs are running on the server", context="\n".join(facts.unfinished_jobs),
+            hint="wait until SHOW JOBS has no running schema change, import or export",
+        )

@@ -1,0 +1,110 @@
+"""The plan of an upgrade: what each step would do and why. Reads the world, writes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kwdb_build.files import human_bytes
+from kwdb_build.upgrade import gate
+
+if TYPE_CHECKING:
+    from kwdb_build.config import Settings
+    from kwdb_build.model import Deployment, SourceTree
+    from kwdb_build.upgrade.rundir import UpgradeRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """What would happen in one step. action is 'run', 'skip', 'reuse' or 'ask'."""
+
+    step: str
+    action: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All actions in order. new_version is '' when it is known only after the fetch."""
+
+    old_version: str
+    new_version: str
+    actions: tuple[Action, ...]
+
+
+def make_plan(request: UpgradeRequest, settings: Settings) -> Plan:
+    """Look at the server, the source host and the caches; refuse here what the gate would refuse later."""
+    from kwdb_build.server import capture, discover
+    from kwdb_build.source.fetch import SourceRequest
+    from kwdb_build.source.preview import preview
+    from kwdb_build.source.reference import parse_redirect
+
+    selector = discover.Selector(pid=request.pid, store=request.store, listen=request.listen)
+    deployment = capture.capture(discover.choose(discover.find_servers(), selector).pid)
+    gate.require_supported_deployment(deployment)
+    source = SourceRequest(
+        url=request.url, ref=request.ref, redirects=tuple(parse_redirect(pair) for pair in request.redirects)
+    )
+    seen = preview(source, home=settings.home)
+    commit, tree = seen.commit, seen.tree
+    if tree is not None:
+        gate.require_supported_version(deployment.version, tree.version, allow_same=request.allow_same)
+    return Plan(
+        old_version=str(deployment.version), new_version=str(tree.version) if tree else "",
+        actions=(
+            *_before_the_stop(request, settings, deployment, commit, tree),
+            *_the_restart(request, settings, deployment),
+        ),
+    )
+
+
+def _before_the_stop(
+    request: UpgradeRequest, settings: Settings, deployment: Deployment, commit: str, tree: SourceTree | None
+) -> tuple[Action, ...]:
+    stores = ", ".join(str(store.path) for store in deployment.stores)
+    fetched = f"{request.ref} is {commit[:12]}"
+    artifact = _stored(settings, tree) if tree is not None else False
+    return (
+        Action(step="capture", action="run", reason=f"pid {deployment.pid} runs {deployment.version} on {stores}"),
+        Action(step="fetch", action="reuse" if tree else "run",
+               reason=f"{fetched}, already fetched" if tree else f"{fetched}, to be fetched from {request.url}"),
+        Action(step="gate", action="run",
+               reason=f"{deployment.version} -> {tree.version} is allowed" if tree else "asked after the fetch"),
+        Action(step="check", action="skip" if artifact else "run",
+               reason="the build is already stored" if artifact else "build image against what the tree asks for"),
+        Action(step="build", action="reuse" if artifact else "run",
+               reason="the build is already stored" if artifact else "no stored build has this key yet"),
+        Action(step="stage", action="run",
+               reason="keep the old files, write the new ones beside them under temporary names"),
+        Action(step="baseline", action="run", reason=f"count and checksum every table at {deployment.sql}"),
+    )
+
+
+def _the_restart(request: UpgradeRequest, settings: Settings, deployment: Deployment) -> tuple[Action, ...]:
+    from kwdb_build.data.stores import usage
+    from kwdb_build.server.saved import shell_text
+
+    needed = human_bytes(usage(deployment.stores).allocated_bytes)
+    size = "--no-backup" if request.no_backup else f"{needed} under {settings.home}"
+    backup = "skip" if request.no_backup else "run"
+    targets = ", ".join(str(path) for path in deployment.replaceable.values())
+    return (
+        Action(step="precopy", action=backup, reason=f"first copy while the server runs: {size}"),
+        Action(step="stop", action="run",
+               reason=f"SIGTERM to pid {deployment.pid}, wait up to {settings.stop_timeout_s:g} s for its drain"),
+        Action(step="backup", action=backup, reason=f"copy what changed, verify all: {size}"),
+        Action(step="switch", action="run", reason=f"rename the new files over {targets}"),
+        Action(step="start", action="run", reason=shell_text(deployment.start, redact=True)),
+        Action(step="verify", action="run", reason="suite against the baseline; any failure rolls back"),
+        Action(step="keep", action="run", reason="backup and old files stay in the run's directory"),
+    )
+
+
+def _stored(settings: Settings, tree: SourceTree) -> bool:
+    from kwdb_build.build.key import build_key
+    from kwdb_build.build.store import ArtifactStore
+    from kwdb_build.model import BuildOptions
+    from kwdb_build.upgrade.workshop import choose_toolchain
+
+    key = build_key(tree, choose_toolchain(settings, tree), BuildOptions(build_type=settings.build_type))
+    return ArtifactStore(settings.home / "artifacts").find(key) is not None

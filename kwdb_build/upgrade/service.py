@@ -1,0 +1,290 @@
+"""What several steps do with the server and the installed files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kwdb_build.errors import StartError
+from kwdb_build.files import sha256_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from kwdb_build.data.replace import Replacement, ReplaceRecord
+    from kwdb_build.model import Artifact, Deployment
+    from kwdb_build.upgrade.context import Context
+    from kwdb_build.upgrade.rundir import RunDirectory
+    from kwdb_build.verify.request import Mode
+    from kwdb_build.verify.runner import VerifyResult
+
+_FAILED_SERVER_STOP_S = 30.0
+_PORT_WAIT_S = 10.0
+_HEALTHY = 200
+
+
+def holders(stores: Iterable[Path]) -> dict[Path, int]:
+    """Store -> pid of the process that holds its lock."""
+    from kwdb_build.server.locks import holder
+
+    found = {store: holder(store) for store in stores}
+    return {store: pid for store, pid in found.items() if pid is not None}
+
+
+def old_server_runs(context: Context) -> bool:
+    """Whether the captured process itself (not another one with its pid) still exists."""
+    from kwdb_build.server import proc
+
+    return proc.is_alive(context.deployment.pid, context.deployment.started_at)
+
+
+def running_pid(context: Context) -> int | None:
+    """The process that holds the first store, whoever started it."""
+    return next(iter(holders(context.store_paths).values()), None)
+
+
+def backup_manifest(context: Context) -> Path:
+    """Where the finished backup says what it holds."""
+    from kwdb_build.data.manifest import FILE_NAME
+
+    return context.backup_dir / FILE_NAME
+
+
+def drop_stale_backup(context: Context) -> None:
+    """Let a finished backup of an earlier, cut-off process be made again.
+
+    Only before the new version was started: until then the stores hold the old version's data, possibly newer than the
+    backup (somebody ran the old server in between). What is equal is not copied again.
+    """
+    if context.journal.started("start"):
+        raise StartError("the new version was started: the backup must stay as it is")
+    backup_manifest(context).unlink(missing_ok=True)
+
+
+def server_log(context: Context) -> Path:
+    """The server's own log."""
+    from kwdb_build.server.capture import log_directory
+
+    return (log_directory(context.deployment) or context.store_paths[0] / "logs") / "kwbase.log"
+
+
+def require_free_stores(context: Context) -> None:
+    """StartError when some process holds a store that must be at rest."""
+    if held := holders(context.store_paths):
+        store, pid = next(iter(held.items()))
+        raise StartError(
+            f"the store {store} is in use by pid {pid}", hint="end that server (SIGTERM, wait for it), then go on"
+        )
+
+
+def start_server(context: Context, *, label: str) -> Any:
+    """Start the captured command, wait until it is ready, and note who runs and when it answered."""
+    import time
+
+    from kwdb_build.server import readiness, start
+    from kwdb_build.verify import logs
+
+    _await_free_ports(context)
+    deployment = context.deployment
+    _note(context, context.run.log_mark, logs.mark_logs([server_log(context).parent]))
+    started = start.start(
+        deployment.start, log_dir=context.run.logs, stdio=context.held.get("stdio"), notify=True,
+        on_launch=lambda session: note_launch(context, session),
+    )
+    ready = readiness.wait_ready(
+        deployment=deployment, started=started, login=context.login, expect=context.identity,
+        timeout_s=context.settings.start_timeout_s, progress=context.console,
+    )
+    _note(
+        context, context.run.started,
+        {"pid": ready.pid, "started_at": ready.started_at, "label": label, "answered": time.time()},
+    )
+    return ready
+
+
+def _await_free_ports(context: Context) -> None:
+    """Give a port a short while to be given back; StartError then names who has it."""
+    from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+    from kwdb_build.server.address import require_ports_free
+
+    deployment = context.deployment
+    for attempt in Retrying(
+        stop=stop_after_delay(_PORT_WAIT_S), wait=wait_fixed(0.2), retry=retry_if_exception_type(StartError),
+        reraise=True,
+    ):
+        with attempt:
+            require_ports_free((deployment.sql, deployment.http))
+
+
+def replacement_plan(deployment: Deployment, artifact: Artifact) -> tuple[Replacement, ...]:
+    """Which installed file is replaced by which file of the artifact, binary and libraries as one unit.
+
+    The libraries go to where the old ones were really mapped from, and to ../lib beside the binary too when the
+    installation has that directory: a RUNPATH may find them there first.
+    """
+    from kwdb_build.data.replace import Replacement
+
+    targets = dict(deployment.replaceable)
+    wanted = {target: artifact.path / name for name, target in targets.items()}
+    beside = deployment.start.executable.parent.parent / "lib"
+    for name in deployment.libraries:
+        target = beside / name
+        if beside.is_dir() and not any(_same_place(target, known) for known in wanted):
+            wanted[target] = artifact.path / "lib" / name
+    if deployment.libraries:
+        # A library that only the new version has goes to where the others are found.
+        place = next(iter(deployment.libraries.values())).parent
+        for entry in artifact.files:
+            name = entry.path.removeprefix("lib/")
+            if entry.path == f"lib/{name}" and "/" not in name and name not in deployment.libraries:
+                wanted.setdefault(place / name, artifact.path / entry.path)
+    return tuple(
+        Replacement(target=target, source=source, existed=target.exists() or target.is_symlink())
+        for target, source in wanted.items()
+    )
+
+
+def switch_record(context: Context) -> ReplaceRecord | None:
+    """The record of this run's switch, None when it was never prepared."""
+    from kwdb_build.data import replace
+
+    if not (context.run.replaced / replace.RECORD).exists():
+        return None
+    return replace.load(context.run.replaced)
+
+
+def discard_staged(run: RunDirectory) -> None:
+    """Remove the new files that a run put beside the installed ones and never renamed."""
+    from kwdb_build.data import replace
+
+    if (run.replaced / replace.STAGED).exists() or (run.replaced / replace.RECORD).exists():
+        replace.discard(replace.load(run.replaced))
+
+
+def _same_place(one: Path, other: Path) -> bool:
+    return one.name == other.name and one.parent.resolve() == other.parent.resolve()
+
+
+def wrong_libraries(context: Context, pid: int) -> tuple[str, ...]:
+    """What a process has mapped that is not the artifact's; empty when all is as it should be."""
+    from kwdb_build.server.readiness import loaded_libraries
+
+    loaded: dict[str, Path] = dict(loaded_libraries(pid)) | {"kwbase": Path(f"/proc/{pid}/exe")}
+    problems = []
+    for name in context.deployment.replaceable:
+        digest = sha256_of(context.artifact.path / name)
+        path = loaded.get(name.split("/", 1)[1])
+        if path is None:
+            problems.append(f"{name}: not loaded")
+        elif not path.exists() or sha256_of(path) != digest:
+            problems.append(f"{name}: loaded from {path}, which is not the new file")
+    return tuple(problems)
+
+
+def end_failed_server(context: Context, pid: int) -> None:
+    """End the server that failed; it is given a short time to drain, then killed.
+
+    Its data is replaced by the backup afterwards (what it wrote is set aside first), so that waiting for a server that
+    hangs would only lengthen the downtime.
+    """
+    import dataclasses
+
+    from kwdb_build.server import proc, stop
+
+    failed = dataclasses.replace(context.deployment, pid=pid, started_at=proc.start_time(pid))
+    stop.stop(
+        failed, timeout_s=_FAILED_SERVER_STOP_S + 30, force_after_s=_FAILED_SERVER_STOP_S, progress=context.console
+    )
+
+
+def draining(context: Context) -> bool:
+    """Whether the captured server was told to stop and no longer serves.
+
+    A run killed just before it sent SIGTERM left a server that serves on. Who has no health page is asked by SQL: one
+    that drains refuses new clients.
+    """
+    from kwdb_build.server.readiness import health
+
+    if not context.run.stopped.exists():
+        return False
+    status = health(context.deployment).status
+    return not _answers_sql(context) if status == 0 else status != _HEALTHY
+
+
+def _answers_sql(context: Context) -> bool:
+    from kwdb_build.sql import Session, SqlError
+
+    try:
+        with Session(context.login, statement_timeout_s=10) as session:
+            return bool(session.value("SELECT 1") == 1)
+    except SqlError:
+        return False
+
+
+def started_by_run(context: Context, pid: int) -> bool:
+    """Whether a process came from one of this run's own launches (they are session leaders, noted before the exec)."""
+    import os
+
+    from kwdb_build.files import read_json
+
+    if not context.run.launched.exists():
+        return False
+    try:
+        return os.getsid(pid) in read_json(context.run.launched)["sessions"]
+    except ProcessLookupError:
+        return False
+
+
+def note_launch(context: Context, session: int) -> None:
+    """Write down the session of a server that is about to be started, so that a later process knows it as ours."""
+    from kwdb_build.files import read_json
+
+    known = read_json(context.run.launched)["sessions"] if context.run.launched.exists() else []
+    _note(context, context.run.launched, {"sessions": [*known, session]})
+
+
+def _note(context: Context, path: Path, value: Any) -> None:
+    """Write a file of the run. On the way back a full or lost disk must not keep the old server down."""
+    try:
+        context.run.save(path, value)
+    except OSError as error:
+        if not context.journal.rolling_back:
+            raise
+        context.console.note(f"  cannot write {path}: {error.strerror}; going on without it", style="yellow")
+
+
+def verify(context: Context, *, mode: Mode) -> VerifyResult:
+    """Run the shipped suite on whatever runs on the stores now, and keep its result in the run."""
+    from kwdb_build.files import read_json
+    from kwdb_build.server import proc
+    from kwdb_build.verify import logs
+    from kwdb_build.verify.request import VerifyRequest
+    from kwdb_build.verify.runner import run_suite
+
+    deployment, settings = context.deployment, context.settings
+    pid = running_pid(context)
+    if pid is None:
+        raise StartError("no server runs on the store", context=str(context.store_paths[0]), log=server_log(context))
+    upgraded = mode == "upgraded"
+    request = VerifyRequest(
+        login=context.login, baseline=context.run.baseline, mode=mode,
+        expected_version=str(context.artifact.version if upgraded else deployment.version),
+        pid=pid, started_at=proc.start_time(pid),
+        libraries={
+            str(path): sha256_of(context.artifact.path / "lib" / name if upgraded else path)
+            for name, path in deployment.libraries.items()
+        },
+        log_mark=logs.from_json(read_json(context.run.log_mark)) if context.run.log_mark.exists() else None,
+        http=deployment.http, secure=deployment.secure, certs_dir=deployment.certs_dir,
+        statement_timeout_s=settings.statement_timeout_s, settle_s=settings.settle_s,
+    )
+    result = run_suite(
+        request, run_dir=context.run.verified, progress=context.console, timeout_s=settings.verify_timeout_s
+    )
+    # The newest under its own name too: after a way back the report still shows why the new version was not kept.
+    for name in ("result.json", f"result-{mode}.json"):
+        context.run.save(
+            context.run.verified / name, {"mode": mode, "checks": result.checks, "passed": result.passed}
+        )
+    return result

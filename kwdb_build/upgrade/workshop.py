@@ -1,0 +1,150 @@
+"""Source to artifact: the part of an upgrade that also makes sense alone (`fetch`, `check`, `build`)."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from kwdb_build.build.store import ArtifactStore
+from kwdb_build.errors import ArtifactError, DependencyError
+from kwdb_build.model import BuildOptions, Verdict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kwdb_build.config import Settings
+    from kwdb_build.console import Console
+    from kwdb_build.engine.base import Engine
+    from kwdb_build.model import Artifact, CheckResult, SourceTree, Toolchain
+
+
+class Workshop:
+    """Fetches, checks and builds with one set of settings; each step's log is a file in `logs`."""
+
+    def __init__(self, settings: Settings, console: Console, logs: Path) -> None:
+        self._settings = settings
+        self._console = console
+        self._logs = logs
+        self.store = ArtifactStore(settings.home / "artifacts")
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The container engine, asked for only when something must be built."""
+        from kwdb_build.engine.docker import DockerEngine
+
+        return DockerEngine.connect(self._settings.docker_host)
+
+    def log(self, name: str) -> Path:
+        """Log file of one piece of work."""
+        return self._logs / f"{name}.log"
+
+    def fetch(self, ref: str, *, url: str, redirects: tuple[str, ...]) -> SourceTree:
+        """Fetch a reference into the home's source cache."""
+        from kwdb_build.source.fetch import SourceRequest, fetch
+        from kwdb_build.source.reference import parse_redirect
+
+        request = SourceRequest(url=url, ref=ref, redirects=tuple(parse_redirect(pair) for pair in redirects))
+        return fetch(request, home=self._settings.home, progress=self._console, log=self.log("fetch"))
+
+    def toolchain(self, tree: SourceTree) -> Toolchain:
+        """The toolchain of the settings, or the one that serves the tree's version."""
+        return choose_toolchain(self._settings, tree)
+
+    def image(self, tree: SourceTree) -> str:
+        """Identity of the build image, made when it is not there.
+
+        When packages of the lock are gone from the mirrors, a new lock is made for this home, and `toolchain` gives
+        the toolchain with that lock from then on.
+        """
+        from kwdb_build.toolchain.image import prepare_image
+
+        return prepare_image(
+            self.toolchain(tree), engine=self.engine, settings=self._settings, progress=self._console,
+            log=self.log("image"),
+        ).image_id
+
+    def check(self, tree: SourceTree) -> tuple[CheckResult, ...]:
+        """Rows of the dependency check of the build image, whatever their verdicts."""
+        from kwdb_build.toolchain.check import check, probe_image
+        from kwdb_build.toolchain.requirements import read_requirements
+
+        image = self.image(tree)
+        requirements = read_requirements(tree.path)
+        facts = probe_image(
+            self.engine, image, self.log("check"), requirements=requirements,
+            environment=self.toolchain(tree).environment,
+        )
+        return check(requirements, facts)
+
+    def options(self) -> BuildOptions:
+        """Build options of the settings."""
+        return BuildOptions(build_type=self._settings.build_type, jobs=self._settings.jobs)
+
+    def find(self, tree: SourceTree) -> Artifact | None:
+        """The stored build of this tree, if there is one."""
+        from kwdb_build.build.key import build_key
+
+        return self.store.find(build_key(tree, self.toolchain(tree), self.options()))
+
+    def build(self, tree: SourceTree) -> Artifact:
+        """The artifact of this tree: looked up, or built."""
+        from kwdb_build.build.runner import build
+
+        artifact = self.find(tree)
+        if artifact is not None:
+            self.store.verify(artifact)
+            self._console.update(f"{artifact.key.short} was already built")
+        else:
+            image = self.image(tree)  # before the toolchain is asked for: it may get a new lock
+            artifact = build(
+                tree, toolchain=self.toolchain(tree), image=image, options=self.options(), engine=self.engine,
+                store=self.store, work_dir=self._settings.home / "work", log=self.log("build"),
+                progress=self._console, settings=self._settings,
+            )
+            self._console.update(f"{artifact.version}, key {artifact.key.short}, {len(artifact.files)} files")
+        require_runs_here(artifact)
+        return artifact
+
+
+def choose_toolchain(settings: Settings, tree: SourceTree) -> Toolchain:
+    """The toolchain of the settings, or the one that serves the tree's version, with the lock that counts here."""
+    from kwdb_build.toolchain import load
+
+    root = load.toolchains_root()
+    if settings.toolchain:
+        return load.load(settings.toolchain, search=root, home=settings.home, base_image=settings.base_image)
+    return load.choose(tree.version, search=root, home=settings.home, base_image=settings.base_image)
+
+
+def summary(rows: tuple[CheckResult, ...]) -> str:
+    """How many rows have which verdict: '9 ok, 1 skip'."""
+    counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in Verdict}
+    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+
+
+def require_missing_nothing(rows: tuple[CheckResult, ...], log: Path) -> None:
+    """DependencyError that names every failed row and its remedy; unknown rows are told, but do not stop a build."""
+    failed = [row for row in rows if row.verdict == Verdict.FAIL]
+    if failed:
+        raise DependencyError(
+            f"the build image lacks what the source asks for: {', '.join(row.name for row in failed)}",
+            context="\n".join(f"{row.name}: {row.required} wanted, {row.found or 'nothing'} found" for row in failed),
+            hint="; ".join(dict.fromkeys(row.fix for row in failed if row.fix)) or "choose another --toolchain",
+            log=log,
+        )
+
+
+def require_runs_here(artifact: Artifact) -> None:
+    """ArtifactError when the new binary cannot even print its version on this host (libraries, glibc)."""
+    from kwdb_build.command import CommandError, run
+
+    try:
+        run(
+            [str(artifact.kwbase), "version"], timeout_s=60,
+            env={"LD_LIBRARY_PATH": str(artifact.path / "lib"), "PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+        )
+    except CommandError as error:
+        raise ArtifactError(
+            "the new binary does not run on this host", context=error.context or error.message,
+            hint="install the missing runtime library, or build with a toolchain of an older distribution",
+        ) from error

@@ -1,0 +1,1 @@
+"""What a server holds before and after: the baseline, and the suite that compares."""

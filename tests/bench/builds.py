@@ -1,0 +1,137 @@
+"""A cold build through the tool against the bare `make install`, and the look-up of a build that is there already."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kwdb_build.build import recipe as recipes
+from kwdb_build.build import runner
+from kwdb_build.build.scratch import scratch_directory
+from kwdb_build.build.store import ArtifactStore
+from kwdb_build.config import Settings
+from kwdb_build.console import Console
+from kwdb_build.engine.base import Engine, RunResult
+from kwdb_build.engine.docker import DockerEngine
+from kwdb_build.model import Artifact, SourceTree
+from kwdb_build.upgrade.workshop import Workshop
+from tests.minikwdb.repositories import MiniRepositories
+
+TOOLCHAIN = Path(__file__).parents[1] / "minikwdb" / "toolchain"
+
+
+class TimedEngine:
+    """An engine that notes how long each of its runs took."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.runs_s: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def run(self, *arguments: Any, **named: Any) -> RunResult:
+        """Run and note the seconds."""
+        began = time.monotonic()
+        try:
+            return self._engine.run(*arguments, **named)
+        finally:
+            self.runs_s.append(time.monotonic() - began)
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """One place for all builds of a run: home keeps sources and images, store is empty in the beginning."""
+
+    home: Path
+    store: Path
+    repositories: MiniRepositories
+    console: Console
+    workshop: Workshop = field(init=False)
+    settings: Settings = field(init=False)
+    own_make_s: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        logs = self.home / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        self.settings = Settings(home=self.home, toolchain=str(TOOLCHAIN))
+        self.workshop = Workshop(self.settings, self.console, logs)
+
+    def fetch(self, ref: str) -> SourceTree:
+        """Fetch a release, from the cache when it is there."""
+        prefix, replacement = self.repositories.redirect
+        return self.workshop.fetch(ref, url=str(self.repositories.main), redirects=(f"{prefix}={replacement}",))
+
+    def ready(self, ref: str) -> Artifact:
+        """A build of a release, whatever it takes; not measured."""
+        return self.workshop.build(self.fetch(ref))
+
+    def pair(self, ref: str, *, bare_first: bool) -> tuple[float, float]:
+        """Seconds of one cold build through the tool and of one bare one, of the same tree in the same image."""
+        tree = self.fetch(ref)
+        image = self.workshop.image(tree)
+        if bare_first:
+            bare = self.bare(tree, image)
+            return self.cold(tree), bare
+        return self.cold(tree), self.bare(tree, image)
+
+    def cold(self, tree: SourceTree) -> float:
+        """The tool: copy of the tree, build, checks of the results, `kwbase version`, durable storage.
+
+        What the container with `make install` took of it goes to `own_make_s`: the same work in the same minute, where
+        a pair of builds on a busy machine differs by more than the tool could add.
+        """
+        shutil.rmtree(self.store, ignore_errors=True)
+        workshop = Workshop(self.settings, self.console, self.home / "logs")
+        workshop.store = ArtifactStore(self.store)
+        timed = TimedEngine(workshop.engine)
+        workshop.__dict__["engine"] = timed
+        began = time.monotonic()
+        workshop.build(tree)
+        taken = time.monotonic() - began
+        self.own_make_s.append(max(timed.runs_s))
+        return taken
+
+    def bare(self, tree: SourceTree, image: str) -> float:
+        """`docker run … make install` with the same command, environment, user and mounts; the copy is not counted."""
+        with DockerEngine.connect(self.settings.docker_host) as engine, scratch_directory(
+            self.home / "work", "bench-"
+        ) as scratch:
+            run = runner._Run(
+                tree=tree, toolchain=self.workshop.toolchain(tree), image=image, engine=engine,
+                log=self.home / "logs" / "bare.log", progress=self.console, settings=self.settings,
+                recipe=recipes.recipe_for(tree.version), scratch=scratch,
+            )
+            run.prepare()
+            options = self.workshop.options()
+            jobs = options.jobs or recipes.jobs_for(os.cpu_count() or 1, run._memory())
+            environment = recipes.environment(tree, run.toolchain.environment)
+            argv = [
+                "docker", "--host", engine.info().address, "run", "--rm", "--network=none", "--init",
+                f"--user={run.uid}:{run.gid}", f"--workdir={recipes.SOURCE}",
+                f"--volume={run.gopath}:{recipes.GOPATH}", f"--volume={run.shims}:{recipes.SHIMS}:ro",
+                *(f"--env={name}={value}" for name, value in environment.items()), image,
+                *recipes.make_argv(run.recipe, tree, options, jobs),
+            ]
+            with (self.home / "logs" / "bare.log").open("ab") as log:
+                began = time.monotonic()
+                subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True)
+                return time.monotonic() - began
+
+    def look_up(self, ref: str, times: int) -> list[float]:
+        """Seconds until an upgrade has its build when it was fetched and built before: fetch, find, verify, version."""
+        samples = []
+        for _ in range(times):
+            workshop = Workshop(self.settings, self.console, self.home / "logs")
+            prefix, replacement = self.repositories.redirect
+            began = time.monotonic()
+            workshop.build(
+                workshop.fetch(ref, url=str(self.repositories.main), redirects=(f"{prefix}={replacement}",))
+            )
+            samples.append(time.monotonic() - began)
+        return samples

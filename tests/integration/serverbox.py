@@ -1,0 +1,61 @@
+"""What tests of a server's life do all the time: start a captured server again and wait for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from kwdb_build import sql
+from kwdb_build.console import Progress
+from kwdb_build.server import capture, readiness
+from kwdb_build.server.stop import stop
+
+if TYPE_CHECKING:
+    from kwdb_build.model import Deployment, NodeIdentity
+    from kwdb_build.server.start import Started
+    from tests.minikwdb.instance import Instance
+
+QUIET = Progress()
+PATIENCE_S = 60.0
+
+
+def login(deployment: Deployment) -> sql.Login:
+    """Root's login to a captured server."""
+    return sql.Login(address=deployment.sql, certs_dir=deployment.certs_dir)
+
+
+def identity(deployment: Deployment) -> NodeIdentity:
+    """The node that answers there now."""
+    return readiness.identity(login(deployment))
+
+
+def wait(
+    deployment: Deployment, started: Started, expect: NodeIdentity | None = None, timeout_s: float = PATIENCE_S
+) -> readiness.Ready:
+    """Wait until a started server is ready."""
+    return readiness.wait_ready(
+        deployment=deployment, started=started, login=login(deployment), expect=expect, timeout_s=timeout_s,
+        progress=QUIET,
+    )
+
+
+def stopped(instance: Instance) -> tuple[Deployment, NodeIdentity]:
+    """Start a server, capture it and stop it."""
+    deployment = capture.capture(instance.start())
+    expect = identity(deployment)
+    assert stop(deployment, timeout_s=PATIENCE_S, progress=QUIET).drained
+    return deployment, expect
+
+
+def with_fault(deployment: Deployment, fault: str) -> Deployment:
+    """The same server, whose next start misbehaves (faults: tests/minikwdb/README.md)."""
+    environ = deployment.start.environ | {"MINIKWDB_FAULT": fault}
+    return dataclasses.replace(deployment, start=dataclasses.replace(deployment.start, environ=environ))
+
+
+def in_background(deployment: Deployment) -> Deployment:
+    """The same server, whose next start is one with --background."""
+    start = deployment.start
+    return dataclasses.replace(
+        deployment, start=dataclasses.replace(start, argv=(*start.argv, "--background"), background=True)
+    )

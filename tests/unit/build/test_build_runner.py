@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kwdb_build.build.runner import build
+from kwdb_build.build.store import ArtifactStore
+from kwdb_build.config import Settings
+from kwdb_build.console import Progress
+from kwdb_build.engine.base import RunResult, RunSpec
+from kwdb_build.errors import ArtifactError, BuildError, EngineError, SpaceError
+from kwdb_build.model import BuildOptions, SourceTree, Toolchain
+from kwdb_build.source.inspect import read_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ELF = Path(sys.executable).resolve()
+TOOLCHAIN = Toolchain(
+    name="t", path=Path("/t"), distribution="debian", release="12", architecture="amd64", base_packages=(),
+    packages=(), locked_packages=(), wheels=(), environment={"PATH": "/usr/bin:/bin"}, serves="", lock_digest="d" * 64,
+)
+
+
+class Notes(Progress):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def update(self, text: str, *, done: float | None = None, total: float | None = None) -> None:
+        self.texts.append(text)
+
+
+@dataclass
+class StandIn:
+    """Stands in for the engine at its boundary: installs real files into the mounted copy, as `make install` would."""
+
+    install: dict[str, tuple[Path | bytes, int]] = field(default_factory=dict)
+    lines: tuple[str, ...] = ("[100%] Built target kwbase",)
+    result: RunResult = field(default_factory=lambda: RunResult(returncode=0))
+    version: tuple[str, ...] = ("KaiwuDB Version:  V1.0.0", "Build Time: x")
+    version_code: int = 0
+    raises: BaseException | None = None
+    specs: list[RunSpec] = field(default_factory=list)
+
+    def image_id(self, tag: str) -> str | None:
+        return f"sha256:{tag}"
+
+    def run(self, spec: RunSpec, *, on_line: Callable[[str], None], log: Path) -> RunResult:
+        self.specs.append(spec)
+        if "version" in spec.argv:
+            for line in self.version:
+                on_line(line)
+            return RunResult(returncode=self.version_code)
+        with log.open("a", encoding="utf-8") as sink:
+            for line in self.lines:
+                sink.write(line + "\n")
+                on_line(line)
+        if self.raises:
+            raise self.raises
+        gopath = next(mount.source for mount in spec.mounts if mount.target == "/kwdb")
+        for name, (content, mode) in self.install.items():
+            path = gopath / "install" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, bytes):
+                path.write_bytes(content)
+            else:
+                shutil.copy(content, path)
+            path.chmod(mode)
+        return self.result
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(name)
+
+
+def complete() -> dict[str, tuple[Path | bytes, int]]:
+    return {
+        "bin/kwbase": (ELF, 0o777), "bin/utils.sh": (b"#!/bin/sh\n", 0o777), "lib/libcommon.so": (ELF, 0o644),
+        "lib/libkwdbts2.so": (ELF, 0o644),
+    }
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> SourceTree:
+    path = tmp_path / "gopath" / "src" / "gitee.com" / "kwbasedb"
+    path.mkdir(parents=True)
+    (path / "Makefile").write_text("all:\n")
+    environment = {
+        "PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@example.invalid",
+        "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@example.invalid",
+    }
+    for argv in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"], ["tag", "-am", "x", "V1.0.0"]):
+        subprocess.run(["git", *argv], cwd=path, env=environment, check=True)
+    return read_tree(path, url="file:///x", ref="V1.0.0")
+
+
+@pytest.fixture
+def call(tmp_path: Path, tree: SourceTree) -> Callable[..., Any]:
+    def run(engine: StandIn, *, progress: Progress | None = None, jobs: int = 2, **settings: Any) -> Any:
+        return build(
+            tree, toolchain=TOOLCHAIN, image="t:1", options=BuildOptions(jobs=jobs), engine=engine,
+            store=ArtifactStore(tmp_path / "store"), work_dir=tmp_path / "work", log=tmp_path / "build.log",
+            progress=progress or Progress(), settings=Settings(**settings),
+        )
+
+    return run
+
+
+def left_in_work(tmp_path: Path) -> list[str]:
+    return [path.name for path in (tmp_path / "work").iterdir() if path.name != ".gate"]
+
+
+def test_a_build_and_then_a_look_up(call: Callable[..., Any], tmp_path: Path) -> None:
+    engine, notes = StandIn(install=complete()), Notes()
+    artifact = call(engine)
+    make, version = engine.specs
+    assert make.argv == (
+        "make", "-j2", "BUILD_TYPE=Release", "INSTALL_PATH=/kwdb/install", "BUILDINFO_TAG=V1.0.0", "install"
+    )
+    assert make.uid != 0
+    assert make.gid != 0
+    assert make.workdir == "/kwdb/src/gitee.com/kwbasedb"
+    assert [mount.read_only for mount in make.mounts] == [False, True]
+    assert version.argv == ("./kwbase", "version")
+    assert all(mount.read_only for mount in version.mounts)
+    assert artifact.kwbase.is_file()
+    assert artifact.version.text == "V1.0.0"
+    assert left_in_work(tmp_path) == []
+    assert call(engine, progress=notes) == artifact
+    assert len(engine.specs) == 2, "a look-up starts nothing"
+    assert notes.notes
+    assert notes.notes[0].startswith("already built: V1.0.0")
+
+
+def test_a_stored_build_that_was_changed_is_refused(call: Callable[..., Any]) -> None:
+    artifact = call(StandIn(install=complete()))
+    artifact.kwbase.chmod(0o755)
+    engine = StandIn()
+    with pytest.raises(ArtifactError) as caught:
+        call(engine)
+    assert "bin/kwbase" in caught.value.context
+    assert engine.specs == []
+
+
+def failed(call: Callable[..., Any], tmp_path: Path, engine: StandIn, **settings: Any) -> BuildError:
+    with pytest.raises(BuildError) as caught:
+        call(engine, **settings)
+    assert ArtifactStore(tmp_path / "store").list() == ()
+    assert left_in_work(tmp_path) == [], "the working copy is gone"
+    assert caught.value.log == tmp_path / "build.log"
+    return caught.value
+
+
+def test_a_compile_error_is_shown_with_the_log(call: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "build.log").write_text("old/run.c:1:1: error: of an earlier run\n")
+    error = failed(call, tmp_path, StandIn(
+        lines=("[ 1%] Building CXX object a.o", "src/a.cpp:1:2: error: boom", "make: *** [x] Error 2"),
+        result=RunResult(returncode=2),
+    ))
+    assert error.context == "src/a.cpp:1:2: error: boom"
+    assert "exit code 2" in error.message
+
+
+@pytest.mark.parametrize(
+    ("result", "lines"),
+    [
+        (RunResult(returncode=2, oom_killed=True), ("make: *** [x] Error 2",)),
+        (RunResult(returncode=2), ("g++: fatal error: Killed signal terminated program cc1plus",)),
+    ],
+)
+def test_too_little_memory_is_called_so(
+    call: Callable[..., Any], tmp_path: Path, result: RunResult, lines: tuple[str, ...]
+) -> None:
+    error = failed(call, tmp_path, StandIn(lines=lines, result=result), jobs=8)
+    assert "out of memory with 8 jobs" in error.message
+    assert "--jobs 4" in error.hint
+
+
+def test_a_container_that_somebody_killed_is_not_called_too_little_memory(
+    call: Callable[..., Any], tmp_path: Path
+) -> None:
+    error = failed(call, tmp_path, StandIn(lines=("[ 1%] Building",), result=RunResult(returncode=137)), jobs=8)
+    assert "killed from outside" in error.message
+    assert "kernel" in error.hint
+
+
+@pytest.mark.parametrize("name", ["bin/kwbase", "lib/libcommon.so", "lib/libkwdbts2.so"])
+def test_a_missing_result_is_named(call: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    install = complete()
+    del install[name]
+    error = failed(call, tmp_path, StandIn(install=install))
+    assert name in error.message
+    assert "bin/utils.sh" in error.context
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lib/libcommon.so": (b"not elf", 0o644)}, "no ELF file"),
+        ({"bin/utils.sh": (b"#!/bin/sh\n", 0o644)}, "bin/utils.sh was installed but cannot be executed"),
+    ],
+)
+def test_results_that_are_no_good(
+    call: Callable[..., Any], tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    assert said in failed(call, tmp_path, StandIn(install={**complete(), **changes})).message
+
+
+@pytest.mark.parametrize(
+    ("version", "code", "said"),
+    [
+        (("KWDB Version: V9.9.9",), 0, "says it is V9.9.9, not V1.0.0"),
+        (("./kwbase: error while loading shared libraries: libx.so",), 127, "does not run"),
+        ((), 0, "does not run"),
+        (("KaiwuDB Version:  V1.0.0",), 1, "does not run"),
+    ],
+)
+def test_a_kwbase_that_is_not_the_one_wanted(
+    call: Callable[..., Any], tmp_path: Path, version: tuple[str, ...], code: int, said: str
+) -> None:
+    error = failed(call, tmp_path, StandIn(install=complete(), version=version, version_code=code))
+    assert said in error.message
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt(), EngineError("gone")])
+def test_a_cancelled_build_leaves_nothing(call: Callable[..., Any], tmp_path: Path, raised: BaseException) -> None:
+    with pytest.raises(type(raised)):
+        call(StandIn(raises=raised))
+    assert left_in_work(tmp_path) == []
+    assert ArtifactStore(tmp_path / "store").list() == ()
+
+
+def test_memory_and_jobs_of_the_settings(call: Callable[..., Any]) -> None:
+    engine = StandIn(install=complete())
+    call(engine, jobs=0, memory="3g")
+    assert engine.specs[0].memory_bytes == 3 << 30
+    assert engine.specs[0].argv[1] == "-j1", "3 GiB are enough for one compiler beside Go's link"
+
+
+def test_too_little_space_is_said_before_anything_is_copied(
+    call: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kwdb_build.files.free_bytes", lambda _path: 1 << 20)
+    engine = StandIn(install=complete())
+    with pytest.raises(SpaceError):
+        call(engine)
+    assert engine.specs == []
+    assert left_in_work(tmp_path) == []

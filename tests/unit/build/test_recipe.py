@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kwdb_build.build import recipe as recipes
+from kwdb_build.errors import UsageError
+from kwdb_build.model import BuildOptions, SourceTree, Version
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def tree(version: str) -> SourceTree:
+    return SourceTree(
+        path=Path("/x/src/gitee.com/kwbasedb"), url="", ref="", commit="a" * 40, version=Version.parse(version),
+        commit_time=86_400, submodules=(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [
+        ("V2.0.3.2_RC3-3-gfe5eeb853e", "kwdb-2"), ("V2.2.2", "kwdb-2"), ("V3.0.0", "kwdb-3.0"), ("V3.1.0", "kwdb-3.0"),
+        ("V3.2.0", "kwdb-3.2"), ("V3.2.1", "kwdb-3.2"), ("V4.0", "kwdb-3.2"), ("V1.0.0", "kwdb-2"),
+    ],
+)
+def test_generation_of_a_version(version: str, name: str) -> None:
+    assert recipes.recipe_for(Version.parse(version)).name == name
+
+
+def test_the_command_line_is_whole_and_stable() -> None:
+    options = BuildOptions(build_type="Release", make_variables=(("WITH_ASAN", "OFF"), ("KWBASE_OSS", "ON")))
+    argv = recipes.make_argv(recipes.recipe_for(Version.parse("V3.1.0")), tree("V3.1.0"), options, 3)
+    assert argv == (
+        "make", "-j3", "BUILD_TYPE=Release", "INSTALL_PATH=/kwdb/install", "BUILDINFO_TAG=V3.1.0", "KWBASE_OSS=ON",
+        "WITH_ASAN=OFF", "install",
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        BuildOptions(build_type="release"),
+        BuildOptions(build_type="Release;id"),
+        BuildOptions(make_variables=(("GOPATH", "/x"),)),
+        BuildOptions(make_variables=(("BUILDINFO_TAG", "V9.9.9"),)),
+        BuildOptions(make_variables=(("lower", "x"),)),
+        BuildOptions(make_variables=(("-C", "x"),)),
+        BuildOptions(make_variables=(("PROTOBUF_DIR", "/a b"),)),
+        BuildOptions(make_variables=(("PROTOBUF_DIR", "$(shell id)"),)),
+        BuildOptions(make_variables=(("PROTOBUF_DIR", "/a;id"),)),
+        BuildOptions(make_variables=(("PROTOBUF_DIR", "/a\n"),)),
+    ],
+)
+def test_options_that_a_shell_could_act_on_are_refused(options: BuildOptions) -> None:
+    with pytest.raises(UsageError):
+        recipes.make_argv(recipes.RECIPES[0], tree("V3.2.0"), options, 1)
+
+
+def test_the_environment_is_offline_and_has_the_commits_time() -> None:
+    environment = recipes.environment(tree("V3.1.0"), {"PATH": "/opt/go/bin:/usr/bin", "CC": "gcc-12"})
+    assert environment["PATH"] == "/kwdb-shims:/opt/go/bin:/usr/bin"
+    assert environment["CC"] == "gcc-12"
+    assert environment["SOURCE_DATE_EPOCH"] == "86400"
+    assert environment["GOPROXY"] == "off"
+    assert environment["GO111MODULE"] == "off"
+    assert environment["GOPATH"] == "/kwdb"
+    # All that the build writes to lies in the working copy, whose file system was checked for space.
+    assert all(environment[name].startswith("/kwdb/") for name in ("HOME", "TMPDIR", "GOCACHE"))
+
+
+@given(cores=st.integers(1, 512), memory=st.integers(0, 1 << 44))
+def test_jobs_fit_into_cores_and_memory(cores: int, memory: int) -> None:
+    jobs = recipes.jobs_for(cores, memory)
+    assert 1 <= jobs <= cores
+    assert jobs == 1 or jobs * 900_000_000 + 2_000_000_000 <= memory
+
+
+def test_jobs_for_known_machines() -> None:
+    assert recipes.jobs_for(8, 8 << 30) == 7
+    assert recipes.jobs_for(16, 8 << 30) == 7
+    assert recipes.jobs_for(4, 2 << 30) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("", 0), ("8g", 8 << 30), ("512m", 512 << 20), ("64K", 64 << 10), ("10", 10), ("2GiB", 2 << 30)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert recipes.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["eight", "8x", "-1g", "1.5g"])
+def test_wrong_sizes(text: str) -> None:
+    with pytest.raises(UsageError):
+        recipes.parse_size(text)
+
+
+@pytest.fixture
+def date(tmp_path: Path) -> Callable[..., str]:
+    shim = tmp_path / "date"
+    shim.write_text(recipes.DATE_SHIM)
+    shim.chmod(0o755)
+
+    def call(*arguments: str) -> str:
+        environment = {"SOURCE_DATE_EPOCH": "1700000000", "TZ": "UTC", "PATH": os.environ["PATH"], "LC_ALL": "C"}
+        done = subprocess.run([shim, *arguments], env=environment, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    return call
+
+
+def test_the_date_of_a_build_is_the_commits(date: Callable[..., str]) -> None:
+    assert date("-u", "+%Y/%m/%d %H:%M:%S") == "2023/11/14 22:13:20"
+    assert date("+%s") == "1700000000"
+    assert date("-u", "--rfc-3339=seconds").startswith("2023-11-14")
+    assert date() == "Tue Nov 14 22:13:20 UTC 2023"
+
+
+def test_a_date_that_was_asked_for_is_the_real_one(date: Callable[..., str], tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    os.utime(file, (86_400, 86_400))
+    assert date("-u", "-d", "@0", "+%Y") == "1970"
+    assert date("-u", "--date=@0", "+%Y") == "1970"
+    assert date("-u", "-r", str(file), "+%d") == "02"

@@ -1,0 +1,49 @@
+"""Who made a container, and whether that process lives: a wrong no removes the container of somebody else's build."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kwdb_build.engine.docker import owner, owner_lives
+
+
+def test_this_process_lives() -> None:
+    assert owner_lives(owner())
+
+
+def test_a_process_that_ended_does_not() -> None:
+    script = "from kwdb_build.engine.docker import owner; print(owner())"
+    said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.strip()
+    assert said != owner()
+    assert not owner_lives(said)
+
+
+def test_a_later_process_with_the_same_pid_is_another() -> None:
+    place, pid, started = owner().split(":")
+    assert pid == str(os.getpid())
+    assert not owner_lives(f"{place}:{pid}:{float(started) - 3600:.0f}")
+
+
+@pytest.mark.parametrize("text", ["", "somebody", "a:b:c"])
+def test_nobody(text: str) -> None:
+    assert not owner_lives(text)
+
+
+def test_another_machine_cannot_be_looked_into() -> None:
+    assert owner_lives("elsewhere 4026531836:1:0")
+
+
+def test_a_container_with_this_hosts_name_has_other_pids() -> None:
+    """As with `docker run --network host` and the engine's socket mounted: same host name, same engine, other pids."""
+    script = "import sys; from kwdb_build.engine.docker import owner_lives; print(owner_lives(sys.argv[1]))"
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("may not make a pid namespace here")
+    done = subprocess.run(
+        [*unshare, sys.executable, "-c", script, owner()], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "True"

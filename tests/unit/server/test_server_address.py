@@ -1,0 +1,79 @@
+"""The address to dial: what the process listens on decides, flags and files only propose."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kwdb_build.errors import StartError
+from kwdb_build.model import Address
+from kwdb_build.server import address, startflags
+from kwdb_build.server.startflags import HostPort
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+EVERY = "0.0.0.0"  # noqa: S104 compared, not bound
+
+
+def flags(*words: str) -> startflags.StartFlags:
+    return startflags.parse(("kwbase", "start", *words), cwd="/", environ={})
+
+
+def sockets(*texts: str) -> list[HostPort]:
+    return [startflags.parse_host_port(text, 0) for text in texts]
+
+
+def store(path: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (path / f"kwbase.{name}-addr").write_text(text)
+    return path
+
+
+def test_the_stores_files_win_where_they_are_true(tmp_path: Path) -> None:
+    here = store(tmp_path, sql="127.0.0.1:40001", http="127.0.0.1:40002")
+    found = address.resolve(flags("--listen-addr=127.0.0.1:0"), [here], sockets("127.0.0.1:40001", "127.0.0.1:40002"))
+    assert found == (Address(host="127.0.0.1", port=40001), Address(host="127.0.0.1", port=40002))
+
+
+def test_files_left_by_an_earlier_run_are_not_believed(tmp_path: Path) -> None:
+    here = store(tmp_path, sql="127.0.0.1:40001", http="garbage")
+    found = address.resolve(
+        flags("--listen-addr=127.0.0.1:26000", "--http-addr=:8081"), [here], sockets("127.0.0.1:26000", "127.0.0.1:8081")
+    )
+    assert found == (Address(host="127.0.0.1", port=26000), Address(host="127.0.0.1", port=8081))
+
+
+def test_no_http_is_no_error_but_no_sql_is(tmp_path: Path) -> None:
+    assert address.resolve(flags(), [tmp_path], sockets("[::]:26257"))[1] is None
+    with pytest.raises(StartError) as caught:
+        address.resolve(flags(), [tmp_path], sockets("0.0.0.0:8080"))
+    assert "26257" in caught.value.message
+    assert "0.0.0.0:8080" in caught.value.context
+
+
+@pytest.mark.parametrize(("wanted", "bound", "host"), [
+    ("", ["::"], "127.0.0.1"), (EVERY, [EVERY], "127.0.0.1"), ("db1.example", ["::"], "127.0.0.1"),
+    ("10.0.0.5", ["10.0.0.5"], "10.0.0.5"), ("localhost", ["127.0.0.1"], "127.0.0.1"), ("::1", ["::1"], "::1"),
+    ("", ["::ffff:10.0.0.5"], "10.0.0.5"),
+])
+def test_hosts(wanted: str, bound: list[str], host: str) -> None:
+    assert address.dialable(wanted, bound) == host
+
+
+def test_a_taken_port_names_its_holder() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        where = Address(host="127.0.0.1", port=taken.getsockname()[1])
+        assert not address.port_free(where)
+        assert where.port in {one.port for one in address.listening(os.getpid())}
+        with pytest.raises(StartError) as caught:
+            address.require_ports_free([None, where])
+        assert str(where.port) in caught.value.message
+        assert f"pid {os.getpid()}" in caught.value.context
+    assert address.port_free(where)
+    address.require_ports_free([where])

@@ -1,0 +1,67 @@
+"""Atomic writes, manifests and copies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kwdb_build import files
+from kwdb_build.errors import ArtifactError, SpaceError
+
+
+def test_write_atomic_replaces_whole_files_with_the_asked_mode(tmp_path: Path) -> None:
+    target = tmp_path / "f"
+    os.umask(os.umask(0o022))
+    files.write_atomic(target, "one", mode=0o600)
+    assert target.stat().st_mode & 0o777 == 0o600
+    inode = target.stat().st_ino
+    files.write_atomic(target, "two")
+    assert target.read_text(encoding="utf-8") == "two"
+    assert target.stat().st_ino != inode
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_manifest_finds_every_difference(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    for name in ("bin/a", "bin/b", "c"):
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    (tmp_path / "link").symlink_to("c")
+    manifest = files.manifest_of(tmp_path)
+    files.check_manifest(tmp_path, manifest)
+    (tmp_path / "bin/a").write_text("x", encoding="utf-8")
+    (tmp_path / "bin/b").chmod(0o700)
+    (tmp_path / "c").unlink()
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to("elsewhere")
+    (tmp_path / "new").touch()
+    with pytest.raises(ArtifactError) as caught:
+        files.check_manifest(tmp_path, manifest)
+    context = caught.value.context
+    for words in ("bin/a: content changed", "bin/b: mode 700", "c: missing", "new: not in the manifest", "link: content"):
+        assert words in context
+
+
+def test_copy_keeps_mode_and_times_and_is_no_hard_link(tmp_path: Path) -> None:
+    source, target = tmp_path / "s", tmp_path / "t"
+    source.write_bytes(os.urandom(3 << 20))
+    source.chmod(0o640)
+    os.utime(source, (1, 2))
+    digest = files.copy_file(source, target)
+    assert digest == files.sha256_of(source) == files.sha256_of(target)
+    assert target.stat().st_mode == source.stat().st_mode
+    assert target.stat().st_mtime == 2
+    assert target.stat().st_ino != source.stat().st_ino
+    assert target.stat().st_nlink == 1
+
+
+def test_space_is_asked_of_the_right_file_system(tmp_path: Path) -> None:
+    files.require_space(tmp_path / "not" / "yet" / "there", 1, "test")
+    with pytest.raises(SpaceError, match=r"not enough disk space for the test: 8\.0 EiB|not enough"):
+        files.require_space(tmp_path, 1 << 63, "test")
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB")])
+def test_sizes_for_people(size: int, text: str) -> None:
+    assert files.human_bytes(size) == text
