@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import threading
 import time
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from kwdb_build.engine.address import MINIMUM_API, check_api, default_address, is_remote, probe
 from kwdb_build.engine.base import EngineInfo, RunResult
+from kwdb_build.engine.owner import owner, owner_lives
 from kwdb_build.engine.stream import BuildEvents, LineSplitter
 from kwdb_build.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
     from types import TracebackType
 
     from kwdb_build.engine.base import Mount, RunSpec
@@ -377,32 +377,3 @@ def proxy_arguments(environment: Mapping[str, str]) -> dict[str, str]:
     names = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY")
     wanted = {*names, *(name.lower() for name in names)}
     return {name: value for name, value in environment.items() if name in wanted}
-
-
-def owner() -> str:
-    """This process, so that it cannot be mistaken for a later one with the same pid: place:pid:start time."""
-    import psutil
-
-    return f"{_place()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
-
-
-def _place() -> str:
-    """Where pids mean what they mean here: a container with the host's network also has its name, but other pids."""
-    namespace = Path("/proc/self/ns/pid")
-    return f"{socket.gethostname()} {namespace.readlink() if namespace.is_symlink() else ''}".replace(":", "")
-
-
-def owner_lives(text: str) -> bool:
-    """Whether the process that made a container still runs; one of another host or container is taken to live."""
-    import psutil
-
-    place, _, rest = text.partition(":")
-    pid, _, started = rest.partition(":")
-    if not pid.isdigit():
-        return False
-    if place != _place():
-        return True
-    try:
-        return abs(psutil.Process(int(pid)).create_time() - float(started)) <= 2  # noqa: PLR2004 - clock adjustments
-    except (psutil.Error, ValueError):
-        return False

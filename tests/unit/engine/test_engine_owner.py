@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from kwdb_build.engine.docker import owner, owner_lives
+from kwdb_build.engine.owner import owner, owner_lives
 
 
 def test_this_process_lives() -> None:
@@ -16,7 +16,7 @@ def test_this_process_lives() -> None:
 
 
 def test_a_process_that_ended_does_not() -> None:
-    script = "from kwdb_build.engine.docker import owner; print(owner())"
+    script = "from kwdb_build.engine.owner import owner; print(owner())"
     said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.strip()
     assert said != owner()
     assert not owner_lives(said)
@@ -25,7 +25,14 @@ def test_a_process_that_ended_does_not() -> None:
 def test_a_later_process_with_the_same_pid_is_another() -> None:
     place, pid, started = owner().split(":")
     assert pid == str(os.getpid())
-    assert not owner_lives(f"{place}:{pid}:{float(started) - 3600:.0f}")
+    assert not owner_lives(f"{place}:{pid}:{int(started) - 100}")
+
+
+def test_a_clock_that_is_set_meanwhile_does_not_end_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_by = owner()
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    monkeypatch.setattr("psutil.boot_time", lambda: 0.0)
+    assert owner_lives(made_by)
 
 
 @pytest.mark.parametrize("text", ["", "somebody", "a:b:c"])
@@ -39,7 +46,7 @@ def test_another_machine_cannot_be_looked_into() -> None:
 
 def test_a_container_with_this_hosts_name_has_other_pids() -> None:
     """As with `docker run --network host` and the engine's socket mounted: same host name, same engine, other pids."""
-    script = "import sys; from kwdb_build.engine.docker import owner_lives; print(owner_lives(sys.argv[1]))"
+    script = "import sys; from kwdb_build.engine.owner import owner_lives; print(owner_lives(sys.argv[1]))"
     unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
     if subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode:
         pytest.skip("may not make a pid namespace here")
