@@ -219,12 +219,23 @@ class Artifact:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """The sets of capabilities(7) that pass through an execve, as bit masks."""
+
+    inheritable: int = 0
+    bounding: int = 0
+    ambient: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class StartCommand:
     """All that decides how a kwbase process comes up, read from /proc of the running one.
 
     argv includes --background again when the server was started with it. environ is what is replayed: what must not
     be is in `dropped`, name -> reason. limits maps names of getrlimit(2) ('nofile') to (soft, hard), -1 is unlimited.
     stdout and stderr are the targets of fd 1 and 2 as /proc shows them ('/path', 'pipe:[123]', '/dev/null').
+    umask is the server's own (-1: not known); ionice is (class, level) and scheduling (policy, priority) of the kernel,
+    affinity the processors it may use (empty: not known), cgroup the lines of /proc/PID/cgroup.
     """
 
     argv: tuple[str, ...]
@@ -241,6 +252,26 @@ class StartCommand:
     nice: int
     stdout: str
     stderr: str
+    umask: int = -1
+    capabilities: Capabilities | None = None
+    no_new_privileges: bool = False
+    ionice: tuple[int, int] = (0, 0)
+    scheduling: tuple[int, int] = (0, 0)
+    affinity: tuple[int, ...] = ()
+    cgroup: tuple[str, ...] = ()
+
+    @property
+    def launcher_umask(self) -> int:
+        """The umask to start the server with.
+
+        kwbase adds 007 to the one it is given, so that the last digit of the launcher's cannot be known: it is taken to
+        be like the group's, and 2 at least. The server's own comes out the same whatever it was.
+        """
+        if self.umask < 0:
+            return 0o022
+        if self.umask & 0o007 != 0o007:  # noqa: PLR2004 its own mask was not added here
+            return self.umask
+        return (self.umask & 0o770) | (self.umask >> 3 & 0o007) | 0o002
 
     @property
     def command(self) -> str:

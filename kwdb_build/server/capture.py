@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kwdb_build.errors import AccessError, RefusedError, StartError
 from kwdb_build.model import Deployment, StartCommand, Store, Version
-from kwdb_build.server import address, proc, spawn, startflags
+from kwdb_build.server import address, cgroups, proc, scheduling, spawn, startflags
 from kwdb_build.server.discover import supervisor_of
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def _start_command(pid: int, argv: tuple[str, ...], cwd: Path, environment: proc
     background = BACKGROUND_VARIABLE in environment.variables
     status = proc.read_status(pid)
     stat = proc.read_stat(pid)
+    share = scheduling.read(pid)
     return StartCommand(
         argv=startflags.with_background(argv) if background else argv,
         background=background,
@@ -108,6 +109,13 @@ def _start_command(pid: int, argv: tuple[str, ...], cwd: Path, environment: proc
         nice=stat.nice if stat else 0,
         stdout=proc.read_link(pid, "fd/1"),
         stderr=proc.read_link(pid, "fd/2"),
+        umask=status.umask,
+        capabilities=status.capabilities,
+        no_new_privileges=status.no_new_privileges,
+        ionice=share.ionice,
+        scheduling=share.scheduling,
+        affinity=share.affinity,
+        cgroup=cgroups.lines(pid),
     )
 
 

@@ -8,8 +8,8 @@ failure a line of JSON {"step": …, "error": …} is written to it and the exit
 nothing of kwdb_build, all imported before the rights are given up: the new user may not be able to read this Python.
 
 Specification: argv, executable (path, or an inherited fd as a number), environ, cwd, uid, gid, groups, limits
-(name -> [soft, hard], -1 is unlimited), oom_score_adj, nice, umask, stdin/stdout/stderr (an inherited fd),
-new_session. Strings carry bytes as surrogate escapes.
+(name -> [soft, hard], -1 is unlimited), oom_score_adj, nice, umask, capabilities (inheritable, bounding, ambient as bit
+masks), no_new_privileges, stdin/stdout/stderr (an inherited fd), new_session. Strings carry bytes as surrogate escapes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import os
 import resource
 import signal
+import struct
 import sys
 
 
@@ -91,6 +92,73 @@ def _nice(wanted: dict) -> None:  # type: ignore[type-arg]
         os.setpriority(os.PRIO_PROCESS, 0, value)
 
 
+def _bounding(wanted: dict) -> None:  # type: ignore[type-arg]
+    """What no later program may have any more; and keep what is to be passed on over the change of the user."""
+    sets = wanted.get("capabilities")
+    if sets is None:
+        return
+    ours = _own_capabilities()
+    if wanted["uid"] == 0 and (lost := sets["bounding"] & ~ours["CapBnd"]):
+        raise ValueError(f"the server's capabilities cannot all be given from here (mask {lost:#x}): run as root")
+    for number in _bits(ours["CapBnd"] & ~sets["bounding"]):
+        _prctl(_PR_CAPBSET_DROP, number)
+    if sets["ambient"] or sets["inheritable"]:
+        _prctl(_PR_SET_KEEPCAPS, 1)
+
+
+def _inheritance(wanted: dict) -> None:  # type: ignore[type-arg]
+    """Inheritable and ambient capabilities, after the change of the user has taken all others away."""
+    sets = wanted.get("capabilities")
+    if sets is not None:
+        ours = _own_capabilities()
+        if (ours["CapInh"], ours["CapAmb"]) != (sets["inheritable"], sets["ambient"]):
+            inheritable = sets["inheritable"] | sets["ambient"]
+            if lacking := inheritable & ~(ours["CapPrm"] | ours["CapInh"]):
+                raise ValueError(f"the server's capabilities are not ours to give (mask {lacking:#x}): run as root")
+            _capset(ours["CapEff"], ours["CapPrm"], inheritable)
+            _prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL)
+            for number in _bits(sets["ambient"]):
+                _prctl(_PR_CAP_AMBIENT, _AMBIENT_RAISE, number)
+    if wanted.get("no_new_privileges"):
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _own_capabilities() -> dict:  # type: ignore[type-arg]
+    with open("/proc/self/status", encoding="ascii", errors="replace") as stream:  # noqa: PTH123
+        lines = (line.split(":\t", 1) for line in stream if line.startswith("Cap"))
+        return {name: int(value, 16) for name, value in lines}
+
+
+def _bits(mask: int) -> list:  # type: ignore[type-arg]
+    return [number for number in range(64) if mask >> number & 1]
+
+
+def _prctl(*numbers: int) -> None:
+    _call("prctl", *numbers, *[0] * (5 - len(numbers)))
+
+
+def _capset(effective: int, permitted: int, inheritable: int) -> None:
+    words = [mask >> shift & 0xFFFFFFFF for shift in (0, 32) for mask in (effective, permitted, inheritable)]
+    _call("capset", struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), struct.pack("=6I", *words))
+
+
+def _call(name: str, *arguments: object) -> None:
+    """A function of the C library. Loaded only where it is needed: ctypes costs start-up time."""
+    import ctypes
+
+    converted = [ctypes.c_ulong(word) if isinstance(word, int) else word for word in arguments]
+    if getattr(ctypes.CDLL(None, use_errno=True), name)(*converted) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), name)
+
+
+def _load_ctypes(wanted: dict) -> None:  # type: ignore[type-arg]
+    """While this Python can still be read: the server's user may not be able to."""
+    sets = wanted.get("capabilities") or {}
+    if sets.get("ambient") or sets.get("inheritable") or wanted.get("no_new_privileges"):
+        import ctypes  # noqa: F401
+
+
 def _user(wanted: dict) -> None:  # type: ignore[type-arg]
     """Groups, then group, then user: after the last there is no right left to change the others."""
     uid, gid, groups = wanted["uid"], wanted["gid"], wanted["groups"]
@@ -122,12 +190,18 @@ def _signals(_: dict) -> None:  # type: ignore[type-arg]
 
 
 _LINUX_ONLY = {"locks": 10}
+_PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 8, 24, 38, 47
+_AMBIENT_RAISE, _AMBIENT_CLEAR_ALL = 2, 4
+_CAPABILITY_VERSION_3 = 0x20080522
 _STEPS = (
     ("start a session of its own", _session),
     ("restore the resource limits", _limits),
     ("restore oom_score_adj", _oom),
     ("restore the priority", _nice),
+    ("prepare its capabilities", _load_ctypes),
+    ("restrict its capabilities", _bounding),
     ("become the server's user", _user),
+    ("restore its capabilities", _inheritance),
     ("enter the server's working directory", _place),
     ("connect its outputs", _streams),
     ("reset signals", _signals),

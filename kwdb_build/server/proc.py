@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from kwdb_build.errors import AccessError, ServerNotFoundError
+from kwdb_build.model import Capabilities
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,6 +50,8 @@ class Status:
     gid: int
     groups: tuple[int, ...] = ()
     umask: int = -1
+    capabilities: Capabilities | None = None
+    no_new_privileges: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +104,16 @@ def parse_status(text: str) -> Status:
         gid=int(fields["Gid"].split()[1]),
         groups=tuple(int(group) for group in fields.get("Groups", "").split()),
         umask=int(fields["Umask"], 8) if "Umask" in fields else -1,
+        capabilities=_capabilities(fields),
+        no_new_privileges=fields.get("NoNewPrivs", "0").strip() == "1",
     )
+
+
+def _capabilities(fields: Mapping[str, str]) -> Capabilities | None:
+    if "CapBnd" not in fields:
+        return None
+    sets = {"inheritable": "CapInh", "bounding": "CapBnd", "ambient": "CapAmb"}
+    return Capabilities(**{name: int(fields.get(key, "0"), 16) for name, key in sets.items()})
 
 
 def parse_stat(text: str) -> Stat:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kwdb_build import files
 from kwdb_build.errors import UsageError
-from kwdb_build.model import Address, Deployment, StartCommand, Store, Version, to_json
+from kwdb_build.model import Address, Capabilities, Deployment, StartCommand, Store, Version, to_json
 from kwdb_build.server import proc, startflags
 
 if TYPE_CHECKING:
@@ -54,10 +54,14 @@ def _deployment(data: dict[str, Any]) -> Deployment:
 
 
 def _start(data: dict[str, Any]) -> StartCommand:
-    return StartCommand(**data | {
+    newer: dict[str, Any] = {
+        name: tuple(data[name]) for name in ("ionice", "scheduling", "affinity", "cgroup") if name in data
+    }
+    return StartCommand(**data | newer | {
         "argv": tuple(data["argv"]), "cwd": Path(data["cwd"]), "executable": Path(data["executable"]),
         "groups": tuple(data["groups"]),
         "limits": {name: (soft, hard) for name, (soft, hard) in data["limits"].items()},
+        "capabilities": Capabilities(**data["capabilities"]) if data.get("capabilities") else None,
     })
 
 
@@ -76,7 +80,7 @@ def shell_text(start: StartCommand, *, redact: bool) -> str:
         *(f"# not replayed: {name} ({reason})" for name, reason in start.dropped.items()),
         "(",
         f"  cd {shlex.quote(str(start.cwd))} &&",
-        f"  umask 022 && {_limits(start)}",
+        f"  umask {start.launcher_umask:04o} && {_limits(start)}",
         "  exec env -i \\",
         *(f"    {shlex.quote(word)} \\" for word in environment),
         f"    {' '.join(map(shlex.quote, _program(start, argv)))}",

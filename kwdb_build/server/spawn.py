@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from kwdb_build import command
 from kwdb_build.errors import StartError
-from kwdb_build.server import proc
+from kwdb_build.model import to_json
+from kwdb_build.server import proc, scheduling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from kwdb_build.model import StartCommand
+    from kwdb_build.model import Capabilities, StartCommand
 
 LAUNCHER = Path(__file__).with_name("launch.py")
 DEFAULT_UMASK = 0o022
@@ -48,6 +49,10 @@ class Specification:
     limits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     oom_score_adj: int | None = None
     nice: int | None = None
+    umask: int = DEFAULT_UMASK
+    capabilities: Capabilities | None = None
+    no_new_privileges: bool = False
+    share: scheduling.Share = field(default_factory=scheduling.Share)
 
 
 def specification(start: StartCommand, *, argv: tuple[str, ...], executable: Path | int,
@@ -56,6 +61,8 @@ def specification(start: StartCommand, *, argv: tuple[str, ...], executable: Pat
     return Specification(
         argv=argv, executable=executable, environ=environ, cwd=start.cwd, uid=start.uid, gid=start.gid,
         groups=start.groups, limits=start.limits, oom_score_adj=start.oom_score_adj, nice=start.nice,
+        umask=start.launcher_umask, capabilities=start.capabilities, no_new_privileges=start.no_new_privileges,
+        share=scheduling.Share(ionice=start.ionice, scheduling=start.scheduling, affinity=start.affinity),
     )
 
 
@@ -82,8 +89,13 @@ def launch(
         )
         read_spec.close()
         write_status.close()
-        if on_launch is not None:
-            on_launch(pid)
+        try:
+            if on_launch is not None:
+                on_launch(pid)
+            scheduling.apply(pid, wanted.share)  # the launcher waits for its specification; what it becomes keeps this
+        except BaseException:
+            command.kill_child(pid)
+            raise
         _send(write_spec, wanted, {name: fd.number for name, fd in zip(passed, moved, strict=True)})
         _await_exec(pid, read_status.number, wanted)
     return pid
@@ -93,7 +105,8 @@ def _send(pipe: _Fd, wanted: Specification, inherited: Mapping[str, int]) -> Non
     content: dict[str, Any] = {
         "argv": wanted.argv, "environ": dict(wanted.environ), "cwd": str(wanted.cwd), "uid": wanted.uid,
         "gid": wanted.gid, "groups": wanted.groups, "limits": dict(wanted.limits), "nice": wanted.nice,
-        "oom_score_adj": wanted.oom_score_adj, "umask": DEFAULT_UMASK,
+        "oom_score_adj": wanted.oom_score_adj, "umask": wanted.umask, "no_new_privileges": wanted.no_new_privileges,
+        "capabilities": to_json(wanted.capabilities),
         "executable": str(wanted.executable), **inherited,
     }
     data = json.dumps(content).encode("ascii")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Self
 
 from kwdb_build import command, files
 from kwdb_build.errors import StartError
-from kwdb_build.server import logs, proc, spawn, startflags
+from kwdb_build.server import cgroups, logs, proc, spawn, startflags
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -190,10 +190,17 @@ def start(
         directory = _flags(start).log_dir
         mark = logs.mark(Path(directory) if directory else None, filter(None, dict.fromkeys(regular.values())))
         began_at, began = time.time(), time.monotonic()
+        left: list[str] = []
+
+        def launched(session: int) -> None:
+            if on_launch is not None:
+                on_launch(session)
+            left.extend(cgroups.join(session, start.cgroup))
+
         try:
             pid = spawn.launch(
                 spawn.specification(start, argv=start.argv, executable=executable, environ=environ),
-                stdout=outputs["stdout"], stderr=outputs["stderr"], on_launch=on_launch,
+                stdout=outputs["stdout"], stderr=outputs["stderr"], on_launch=launched,
             )
         except BaseException:
             if listener:
@@ -203,7 +210,7 @@ def start(
     return Started(
         launched=pid, background=start.background, began_at=began_at, began=began, stdout_log=regular["stdout"],
         stderr_log=regular["stderr"], mark=mark, notify=listener,
-        notes=tuple(f"{name} could not go where it went: {why}" for name, why in reasons.items()),
+        notes=(*(f"{name} could not go where it went: {why}" for name, why in reasons.items()), *left),
     )
 
 

@@ -20,7 +20,7 @@ import pytest
 from kwdb_build import command
 from kwdb_build.errors import AccessError, NotStoppedError, ServerNotFoundError, StartError
 from kwdb_build.model import Address
-from kwdb_build.server import address, capture, discover, locks, logs, proc, readiness, saved
+from kwdb_build.server import address, capture, cgroups, discover, locks, logs, proc, readiness, saved, scheduling
 from kwdb_build.server.start import hold_stdio, start
 from kwdb_build.server.stop import abandon, stop
 from tests.integration.certs import certificates
@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.engine
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which needs root")
-UNUSUAL = ("sh", "-c", 'ulimit -c 8; echo 100 >/proc/self/oom_score_adj; exec nice -n 5 "$@"', "sh")
+UNUSUAL = (
+    "sh", "-c", ('ulimit -c 8; umask 077; echo 100 >/proc/self/oom_score_adj; exec nice -n 5 ionice -c 2 -n 6 '
+    'chrt --batch 0 taskset -c 0 "$@"'), "sh",
+)
 both = pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
 
 
@@ -55,6 +58,9 @@ def surroundings(pid: int) -> dict[str, object]:
         "order": [name for name in environment if name != "NOTIFY_SOCKET"],
         "links": [proc.read_link(pid, name) for name in ("cwd", "exe", "root", "fd/0", "fd/1")],
         "ids": (status.uid, status.gid, status.groups, status.umask),
+        "rights": (status.capabilities, status.no_new_privileges),
+        "share": scheduling.read(pid),
+        "cgroup": cgroups.lines(pid),
         "limits": proc.parse_limits(proc.read_text(pid, "limits")),
         "oom_score_adj": proc.read_text(pid, "oom_score_adj"),
         "nice": proc.read_stat(pid).nice,  # type: ignore[union-attr]
@@ -91,7 +97,8 @@ def test_a_restart_brings_everything_back(site: Instance, tmp_path: Path, backgr
         pid = site.start(stderr=errors.fileno())
     site.write_rows()
     before = surroundings(pid)
-    assert (before["oom_score_adj"], before["nice"]) == ("100\n", 5)
+    assert (before["oom_score_adj"], before["nice"], before["ids"][3]) == ("100\n", 5, 0o077)  # type: ignore[index]
+    assert before["share"] == scheduling.Share(ionice=(2, 6), scheduling=(os.SCHED_BATCH, 0), affinity=(0,))
     deployment = capture.capture(pid)
     assert deployment.start.background is background
     assert ("--background" in deployment.start.argv) is background
@@ -165,6 +172,29 @@ def test_a_server_of_an_unprivileged_user(
     ready = restart(capture.capture(pid), tmp_path / "run")
     assert surroundings(ready.pid) == before
     assert {path.stat().st_uid for path in site.store.rglob("*")} == {NOBODY}
+
+
+@needs_root
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="restricts capabilities with setpriv")
+def test_rights_that_a_unit_gave_are_given_again(
+    public_place: Path, install_server: Callable[..., Instance], tmp_path: Path
+) -> None:
+    site = install_server(root=public_place / "kwdb", background=False)
+    for path in [site.root, *site.root.rglob("*")]:
+        os.chown(path, NOBODY, NOBODY)
+    site.prefix = (
+        "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--groups=7", "--bounding-set=-sys_time,-sys_module",
+        "--inh-caps=+ipc_lock,+net_raw", "--ambient-caps=+ipc_lock", "--no-new-privs",
+    )
+    pid = site.start()
+    before = surroundings(pid)
+    ambient, inheritable, lacking = 1 << 14, 1 << 14 | 1 << 13, 1 << 25 | 1 << 16
+    rights = proc.read_status(pid).capabilities
+    assert rights is not None
+    assert (rights.ambient, rights.inheritable, rights.bounding & lacking) == (ambient, inheritable, 0)
+    ready = restart(capture.capture(pid), tmp_path / "run")
+    assert surroundings(ready.pid) == before
+    assert proc.read_status(ready.pid).no_new_privileges
 
 
 @needs_root

@@ -84,3 +84,16 @@ def test_gopath_stands_before_src() -> None:
         commit_time=0, submodules=(Submodule(path="kwbase/vendor", url="u", commit="d"),),
     )
     assert tree.gopath == Path("/x/y")
+
+
+@pytest.mark.parametrize(("seen", "given"), [
+    (0o027, 0o022), (0o077, 0o077), (0o007, 0o002), (0o037, 0o033), (0o022, 0o022), (0o000, 0o000), (-1, 0o022),
+])
+def test_the_umask_to_start_with_gives_the_servers_own_again(seen: int, given: int) -> None:
+    start = StartCommand(
+        argv=("k",), background=False, cwd=Path("/"), executable=Path("/k"), environ={}, dropped={}, uid=0, gid=0,
+        groups=(), limits={}, oom_score_adj=0, nice=0, stdout="", stderr="", umask=seen,
+    )
+    assert start.launcher_umask == given
+    if seen > 0 and seen & 0o007 == 0o007:
+        assert given | 0o007 == seen

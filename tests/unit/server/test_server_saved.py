@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kwdb_build.errors import UsageError
-from kwdb_build.model import Address, Deployment, StartCommand, Store, Version
+from kwdb_build.model import Address, Capabilities, Deployment, StartCommand, Store, Version
 from kwdb_build.server import saved
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ def command(argv: tuple[str, ...], environ: Mapping[str, str], cwd: Path = Path(
     return StartCommand(
         argv=argv, background=False, cwd=cwd, executable=Path(sys.executable), environ=dict(environ),
         dropped={"NOTIFY_SOCKET": "gone"}, uid=os.getuid(), gid=os.getgid(), groups=(0, 4), limits={"nofile": (256, -1)},
-        oom_score_adj=-5, nice=3, stdout="/dev/null", stderr="pipe:[4]",
+        oom_score_adj=-5, nice=3, stdout="/dev/null", stderr="pipe:[4]", umask=0o027,
+        capabilities=Capabilities(bounding=7, ambient=1, inheritable=1), ionice=(2, 6), scheduling=(3, 0),
+        affinity=(0, 2), cgroup=("0::/kw",),
     )
 
 
