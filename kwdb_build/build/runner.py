@@ -12,10 +12,10 @@ from kwdb_build.build import recipe as recipes
 from kwdb_build.build.elf import MACHINES, ORIGIN_LIB, drop_build_paths, read_elf
 from kwdb_build.build.key import build_key
 from kwdb_build.build.progress import Tracker, first_error, out_of_memory
-from kwdb_build.build.scratch import scratch_directory
 from kwdb_build.engine.base import Mount, RunSpec
 from kwdb_build.errors import BuildError
 from kwdb_build.files import require_space, walk_files
+from kwdb_build.scratch import scratch_directory
 from kwdb_build.source.inspect import copy_tree
 
 if TYPE_CHECKING:

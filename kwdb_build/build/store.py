@@ -12,7 +12,6 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kwdb_build.build.scratch import gate, scratch_directory
 from kwdb_build.errors import ArtifactError, BuildError
 from kwdb_build.files import (
     check_manifest,
@@ -25,6 +24,7 @@ from kwdb_build.files import (
     write_json,
 )
 from kwdb_build.model import Artifact, BuildKey, FileRecord, Version
+from kwdb_build.scratch import gate, scratch_directory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -62,6 +62,14 @@ class RunResult:
     timed_out: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredImage:
+    """An image of an engine: its tag, and its identity there (another engine may give the same image another one)."""
+
+    tag: str
+    identity: str
+
+
 class Engine(Protocol):
     """A place where builds run."""
 
@@ -84,6 +92,21 @@ class Engine(Protocol):
         """Build an image from a context directory; the tag appears only when the whole build succeeded.
 
         network is 'none' or 'default'.
+        """
+        ...
+
+    def export_image(self, tag: str, path: Path) -> StoredImage:
+        """Write a local image to a file as `docker save` does; the file appears only when it is whole.
+
+        Errors: EngineError (no such image, the engine broke), OSError when the file cannot be written.
+        """
+        ...
+
+    def load_image(self, path: Path) -> StoredImage:
+        """Take an image that export_image wrote, on whatever kind of engine, with its tag.
+
+        Every layer's digest is checked before the engine sees it. Nothing is done when the engine has this very image
+        already. EngineError when the file is cut off or changed, or the engine does not take it.
         """
         ...
 

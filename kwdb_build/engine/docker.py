@@ -10,8 +10,10 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any, Self
 
+from kwdb_build import files
 from kwdb_build.engine.address import MINIMUM_API, check_api, default_address, is_remote, probe
-from kwdb_build.engine.base import EngineInfo, RunResult
+from kwdb_build.engine.archive import read_archive
+from kwdb_build.engine.base import EngineInfo, RunResult, StoredImage
 from kwdb_build.engine.owner import owner, owner_lives
 from kwdb_build.engine.stream import BuildEvents, LineSplitter
 from kwdb_build.errors import EngineError
@@ -31,6 +33,7 @@ _HOSTNAME = "kwdb-build"
 _API_TIMEOUT_S = 300
 _PIDS_LIMIT = 8192
 _SIGKILL_CODE = 137
+_CHUNK = 1 << 20
 
 
 class DockerEngine:
@@ -121,6 +124,49 @@ class DockerEngine:
         if found is None:
             raise EngineError(f"the engine did not take {archive} as an image", context=str(answer)[-2000:])
         return found
+
+    def export_image(self, tag: str, path: Path) -> StoredImage:
+        """Write a local image to a file as `docker save` does; the file appears only when it is whole."""
+        identity = self.image_id(tag)
+        if identity is None:
+            raise EngineError(f"cannot export {tag}: there is no such image", hint="make it first")
+        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with self._talk(f"export {tag}"), self._hanging_up(), partial.open("wb") as sink:
+                for chunk in self._api.get_image(tag, chunk_size=_CHUNK):
+                    sink.write(chunk)
+            read_archive(partial)  # an engine that dies in the middle may end its answer like a whole one
+            files.fsync_file(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        files.fsync_directory(path.parent)
+        return StoredImage(tag=tag, identity=identity)
+
+    def load_image(self, path: Path) -> StoredImage:
+        """Take an image from export_image's file; its layers are checked here, and compared with the engine's after."""
+        archive = read_archive(path)
+        if self._layers(archive.tag) != archive.diff_ids:
+            with self._talk(f"load {path}"), self._hanging_up(), path.open("rb") as stream:
+                for event in self._api.load_image(stream):
+                    if said := event.get("error"):
+                        raise EngineError(f"the container engine refused to load {path}", context=str(said))
+                if self.image_id(archive.tag) is None:  # Podman's own name for it
+                    repository, _, version = archive.tag.rpartition(":")
+                    self._api.tag(archive.named, repository, version, force=True)
+        identity = self.image_id(archive.tag)
+        if identity is None or self._layers(archive.tag) != archive.diff_ids:
+            raise EngineError(f"the engine did not take {path} as {archive.tag}", hint="see the engine's own log")
+        return StoredImage(tag=archive.tag, identity=identity)
+
+    def _layers(self, tag: str) -> tuple[str, ...] | None:
+        from docker.errors import ImageNotFound
+
+        with self._talk(f"look up the image {tag}"):
+            try:
+                return tuple(self._api.inspect_image(tag)["RootFS"]["Layers"])
+            except ImageNotFound:
+                return None
 
     def build_image(
         self, context: Path, *, dockerfile: str, tag: str, arguments: Mapping[str, str], mounts: tuple[Mount, ...] = (),

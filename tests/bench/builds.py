@@ -12,13 +12,13 @@ from typing import Any
 
 from kwdb_build.build import recipe as recipes
 from kwdb_build.build import runner
-from kwdb_build.build.scratch import scratch_directory
 from kwdb_build.build.store import ArtifactStore
 from kwdb_build.config import Settings
 from kwdb_build.console import Console
 from kwdb_build.engine.base import Engine, RunResult
 from kwdb_build.engine.docker import DockerEngine
 from kwdb_build.model import Artifact, SourceTree
+from kwdb_build.scratch import scratch_directory
 from kwdb_build.upgrade.workshop import Workshop
 from tests.minikwdb.repositories import MiniRepositories
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kwdb_build.build.scratch import clean_leftovers, scratch_directory
 from kwdb_build.build.store import ArtifactStore
 from kwdb_build.errors import ArtifactError, BuildError
 from kwdb_build.model import BuildKey, Version
+from kwdb_build.scratch import clean_leftovers, scratch_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
