@@ -10,9 +10,9 @@ import difflib
 import os
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from kwdb_build.errors import UsageError
 
@@ -31,6 +31,10 @@ def default_home() -> Path:
         return Path("/var/lib/kwdb-build")
     state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(state) / "kwdb-build"
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
 
 
 class Settings(BaseModel):
@@ -54,8 +58,8 @@ class Settings(BaseModel):
     sql_password_file: Path | None = Field(None, description="file with that user's password")
     statement_timeout_s: float = Field(300, gt=0, description="time limit of each statement of the checks")
     verify_timeout_s: float = Field(3600, gt=0, description="time limit of the whole verification suite")
-    apt_sources: Path | None = Field(
-        None, description="apt sources (.list or .sources) for base images; empty: this machine's own"
+    apt_sources: Annotated[str, BeforeValidator(_as_text)] = Field(
+        "", description="URL of a Debian mirror, or apt sources (.list or .sources); empty: this machine's own"
     )
     base_image: str = Field(
         "", description="a ready Debian image (best by digest) to start build images from; empty: bootstrapped by apt"

@@ -138,6 +138,7 @@ class Toolchain:
     packages is what a person wrote; locked_packages ('name=version'), debian and wheels are the whole of what the image
     gets. lock_path is the lock in use: the folder's own, or the one below <home>/toolchains. base_image is a ready
     image to start from ('': bootstrapped). lock_digest covers lock, environment, base_image and the image's recipe.
+    glibc is the C library of the image, such as '2.31': what it builds runs with that or a newer one ('': unknown).
     """
 
     name: str
@@ -155,6 +156,7 @@ class Toolchain:
     lock_digest: str
     lock_path: Path = Path()
     base_image: str = ""
+    glibc: str = ""
 
     @property
     def image_tag(self) -> str:

@@ -63,12 +63,17 @@ class HostFacts:
 def host_facts() -> HostFacts:
     """Ask this machine: its C library, its libstdc++, and the loader's cache of libraries."""
     libraries = _loader_cache()
-    text = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else None
     return HostFacts(
-        glibc=(text or "").removeprefix("glibc").strip(),
+        glibc=host_glibc(),
         glibcxx=_libstdcxx(libraries),
         libraries=frozenset(libraries) if libraries is not None else None,
     )
+
+
+def host_glibc() -> str:
+    """Version of this machine's C library such as '2.36'; '' when it is another one (musl)."""
+    text = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else None
+    return (text or "").removeprefix("glibc").strip()
 
 
 def host_supports(floor: Floor, host: HostFacts) -> tuple[CheckResult, ...]:

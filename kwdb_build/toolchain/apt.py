@@ -11,11 +11,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from kwdb_build import command
 from kwdb_build.errors import DependencyError
 from kwdb_build.model import DebianPackage
+from kwdb_build.source.reference import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,9 @@ _FETCHED = re.compile(r"^Get:(?P<number>\d+) ")
 _OFFICIAL_COMPONENTS = {"main"}
 _ORIGIN = "Debian"
 _TIMEOUT_S = 3600.0
+DEBIAN_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+_DEBIAN_SUITE = re.compile(r"^(?:buster|bullseye|bookworm|trixie|forky|duke)(?P<part>-updates|-security)?$")
+_DEBIAN_ARCHIVE = re.compile(r"/debian(?:-security)?(?:/|$)")
 SYSTEM_SOURCES = (Path("/etc/apt/sources.list"), Path("/etc/apt/sources.list.d"))
 
 
@@ -121,23 +125,63 @@ def matching(sources: Sequence[Source], release: str) -> list[Source]:
     return found
 
 
-def sources_for(release: str, *, chosen: Path | None) -> tuple[list[Source], bool]:
+def retargeted(sources: Sequence[Source], release: str) -> list[Source]:
+    """The Debian archives among sources, asked for another release: a mirror of Debian has all that are supported."""
+    found: dict[tuple[tuple[str, ...], tuple[str, ...]], Source] = {}
+    for source in sources:
+        uris = tuple(uri for uri in source.uris if _DEBIAN_ARCHIVE.search(uri))
+        matches = [_DEBIAN_SUITE.match(suite) for suite in source.suites]
+        suites = tuple(dict.fromkeys(f"{release}{match['part'] or ''}" for match in matches if match))
+        if uris and suites and _OFFICIAL_COMPONENTS & set(source.components):
+            found.setdefault((uris, suites), Source(
+                uris=uris, suites=suites, components=tuple(sorted(_OFFICIAL_COMPONENTS)), options=source.options,
+            ))
+    return list(found.values())
+
+
+def mirror_sources(url: str, release: str) -> list[Source]:
+    """Sources of a Debian mirror given by its URL, with the security archive that stands beside `…/debian`.
+
+    DependencyError for a URL that is none. Its signatures are checked with Debian's keyring.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https", "copy", "file"} or any(mark.isspace() for mark in url):
+        raise DependencyError(
+            f"{redact(url)} is no URL of a Debian mirror", hint="such as https://mirror.example/debian (http, https)"
+        )
+    plain = url.rstrip("/")
+    signed = (("Signed-By", str(DEBIAN_KEYRING)),) if DEBIAN_KEYRING.is_file() else ()
+    components = tuple(sorted(_OFFICIAL_COMPONENTS))
+    found = [Source(uris=(plain,), suites=(release, f"{release}-updates"), components=components, options=signed)]
+    if plain.endswith("/debian"):
+        found.append(Source(
+            uris=(f"{plain}-security",), suites=(f"{release}-security",), components=components, options=signed
+        ))
+    return found
+
+
+def sources_for(release: str, *, chosen: str) -> tuple[list[Source], bool]:
     """The sources to use, and whether only Debian's own archives count among them.
 
-    chosen (the setting apt_sources) is taken whole: whoever names a file means it. This machine's own files are
-    filtered: third-party archives may carry the release's name and must not leak into a toolchain.
+    chosen (the setting apt_sources) is a file, taken whole: whoever names a file means it; or the URL of a Debian
+    mirror. This machine's own files are filtered: third-party archives may carry the release's name and must not leak
+    into a toolchain. Where they speak of another Debian, the same archives are asked for this one.
     """
-    if chosen is not None:
-        if not chosen.exists():
+    if "://" in chosen:
+        return mirror_sources(chosen, release), True
+    if chosen:
+        path = Path(chosen).expanduser()
+        if not path.exists():
             raise DependencyError(f"the apt sources {chosen} do not exist", hint="mend the setting apt_sources")
-        return read_sources(chosen), False
-    found = matching([entry for path in SYSTEM_SOURCES if path.exists() for entry in read_sources(path)], release)
+        return read_sources(path), False
+    own = [entry for path in SYSTEM_SOURCES if path.exists() for entry in read_sources(path)]
+    found = matching(own, release) or retargeted(own, release)
     if not found:
         raise DependencyError(
             f"this machine's apt sources have no Debian {release}",
             context=f"looked at {', '.join(map(str, SYSTEM_SOURCES))}",
-            hint=f"name a sources file for Debian {release} with the setting apt_sources, or an image of it that the "
-            "engine has or can pull with the setting base_image",
+            hint=f"name a mirror (URL) or sources of Debian {release} by the setting apt_sources, or an image of "
+            "it by the setting base_image",
         )
     return found, True
 

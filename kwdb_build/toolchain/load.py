@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
@@ -21,7 +22,7 @@ from kwdb_build.errors import DependencyError, UsageError
 from kwdb_build.model import DebianPackage, Toolchain, Wheel
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from kwdb_build.model import Version
 
@@ -31,6 +32,7 @@ LOCK_SCHEMA: Final = 1
 _PACKAGE = r"^[a-z0-9][a-z0-9+.-]+$"
 _SHA256 = r"^[0-9a-f]{64}$"
 _NAME = r"^[a-z0-9][a-z0-9._-]*$"
+_C_LIBRARY = "libc6"
 _PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -98,10 +100,12 @@ class Wanted(_Strict):
         default_factory=dict
     )
     environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(default_factory=dict)
+    glibc: Annotated[str, Field(pattern=r"^(\d+\.\d+)?$")] = ""
+    """The promise: what is built here runs with this C library or a newer one. A lock that breaks it is refused."""
 
     @property
     def digest(self) -> str:
-        """Digest of the part that a lock resolves; a changed environment or range needs no new lock."""
+        """Digest of the part that a lock resolves; a changed environment, range or promise needs no new lock."""
         return digest_of({
             "distribution": self.distribution, "release": self.release, "architecture": self.architecture,
             "packages": sorted(set(self.packages)),
@@ -139,6 +143,12 @@ class Lock(_Strict):
             DebianPackage(name=name, version=version, architecture=architecture, sha256=digest)
             for name, version, architecture, digest in rows
         )
+
+    @property
+    def glibc(self) -> str:
+        """Version of the C library among the packages, such as '2.31'; '' when it has none."""
+        match = re.match(r"(?:\d+:)?(\d+\.\d+)", self.packages.get(_C_LIBRARY, ""))
+        return match[1] if match else ""
 
     @property
     def digest(self) -> str:
@@ -201,22 +211,45 @@ def with_base(toolchain: Toolchain, base_image: str) -> Toolchain:
     )
 
 
-def choose(version: Version, *, search: Path, home: Path | None = None, base_image: str = "") -> Toolchain:
-    """The toolchain that serves a KWDB version; DependencyError when none or several do."""
+def choose(
+    version: Version, *, search: Path, home: Path | None = None, base_image: str = "", host_glibc: str = ""
+) -> Toolchain:
+    """The toolchain that serves a KWDB version; DependencyError when none or several do.
+
+    Of several, the one with the newest C library that this host (host_glibc) still has: what an older one builds runs
+    as well, but with older compilers. A host with none of them, or with none that is known, gets the oldest.
+    """
     release = ".".join(str(part) for part in version.release)
-    ranges = {name: read_wanted(search / name).serves for name in names(search)}
-    serving = [name for name, text in ranges.items() if SpecifierSet(text).contains(release, prereleases=True)]
-    listing = "\n".join(f"{name}: {text}" for name, text in ranges.items()) or f"none in {search}"
+    wanted = {name: read_wanted(search / name) for name in names(search)}
+    serving = [
+        name for name, found in wanted.items() if SpecifierSet(found.serves).contains(release, prereleases=True)
+    ]
+    listing = "\n".join(f"{name}: {found.serves}" for name, found in wanted.items()) or f"none in {search}"
     if not serving:
         raise DependencyError(
             f"no toolchain serves KWDB {version}", context=listing, hint="name one with --toolchain, or make one"
         )
-    if len(serving) > 1:
+    best = _fitting({name: wanted[name].glibc for name in serving}, host_glibc)
+    if len(best) > 1:
         raise DependencyError(
-            f"several toolchains serve KWDB {version}: {', '.join(serving)}", context=listing,
+            f"several toolchains serve KWDB {version}: {', '.join(best)}", context=listing,
             hint="choose one with --toolchain",
         )
-    return load(serving[0], search=search, home=home, base_image=base_image)
+    return load(best[0], search=search, home=home, base_image=base_image)
+
+
+def _fitting(promises: Mapping[str, str], host_glibc: str) -> list[str]:
+    """Names whose promised C library fits a host best; those without a promise count as fitting everywhere."""
+    host = numbers(host_glibc)
+    runs = {name: numbers(text) for name, text in promises.items() if host_glibc and numbers(text) <= host}
+    floors = runs or {name: numbers(text) for name, text in promises.items()}
+    chosen = max(floors.values()) if runs else min(floors.values())
+    return sorted(name for name, floor in floors.items() if floor == chosen)
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """'2.31' -> (2, 31); '' -> ()."""
+    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 def read_wanted(folder: Path) -> Wanted:
@@ -259,7 +292,7 @@ def assemble(folder: Path, wanted: Wanted, lock: Lock, path: Path) -> Toolchain:
                   directory=wheel.directory, target=wheel.target)
             for name, wheel in sorted(wanted.wheels.items()) if name in lock.wheels
         ),
-        environment=dict(wanted.environment), serves=wanted.serves, lock_path=path,
+        environment=dict(wanted.environment), serves=wanted.serves, lock_path=path, glibc=lock.glibc,
         lock_digest=digest_of({
             "lock": lock.digest, "wanted": lock.wanted, "environment": wanted.environment,
             "recipe": hashlib.sha256(recipe).hexdigest(),
@@ -283,8 +316,36 @@ def _validated(model: type[_Model], data: Mapping[str, Any], path: Path) -> _Mod
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = [_problem(model, item) for item in error.errors()]
+        text = path.read_text(encoding="utf-8", errors="replace")
+        problems = [f"line {line_of(text, item['loc'])}: {_problem(model, item)}" for item in error.errors()]
         raise DependencyError(f"{path} is malformed", context="\n".join(problems), hint="mend the file") from error
+
+
+def line_of(text: str, location: Sequence[int | str]) -> int:
+    """Line of a key in a TOML text, or of the table it is missing from; 1 when it cannot be told. Pure."""
+    parts = [str(part) for part in location if not isinstance(part, int) and part != "[key]"]
+    table: list[str] = []
+    best = (0, 1)
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := _TABLE.match(line):
+            table = _keys(header[1])
+            here = table
+        elif match := _KEY.match(line):
+            here = [*table, *_keys(match[1])]
+        else:
+            continue
+        depth = len(here) if parts[:len(here)] == here else 0
+        if depth > best[0]:
+            best = (depth, number)
+    return best[1]
+
+
+_TABLE = re.compile(r"^\s*\[+([^\]]+)\]")
+_KEY = re.compile(r"""^\s*((?:[\w.-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
+
+
+def _keys(dotted: str) -> list[str]:
+    return ["".join(parts) for parts in re.findall(r"""\"([^"]*)\"|'([^']*)'|([^\s."']+)""", dotted)]
 
 
 def _fault(item: Any) -> str:

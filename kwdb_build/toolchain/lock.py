@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kwdb_build import files
+from kwdb_build.errors import DependencyError
 from kwdb_build.toolchain import apt, wheels
-from kwdb_build.toolchain.load import LOCK_FILE, LOCK_SCHEMA, Lock, LockedWheel, Wanted, read_wanted
+from kwdb_build.toolchain.load import LOCK_FILE, LOCK_SCHEMA, Lock, LockedWheel, Wanted, numbers, read_wanted
 
 if TYPE_CHECKING:
     from kwdb_build.config import Settings
@@ -57,10 +58,18 @@ def resolve(
         )
         for name, wheel in sorted(wanted.wheels.items())
     }
-    return Lock(
+    resolved = Lock(
         schema=LOCK_SCHEMA, wanted=wanted.digest, replaces=replaces, wheels=locked_wheels,
         packages={entry.name: f"{entry.version} {entry.architecture} {entry.sha256}" for entry in packages},
     )
+    progress.update(f"{len(packages)} packages, {len(locked_wheels)} wheels, glibc {resolved.glibc or 'none'}")
+    if wanted.glibc and numbers(resolved.glibc) > numbers(wanted.glibc):
+        raise DependencyError(
+            f"toolchain {wanted.name} promises glibc {wanted.glibc}, but its packages bring {resolved.glibc}",
+            context="what is built with it would not run on the hosts it was made for",
+            hint=f"choose an older release than {wanted.release}, or raise glibc in toolchain.toml", log=log,
+        )
+    return resolved
 
 
 def _wheel_digest(
@@ -93,8 +102,16 @@ def differences(old: Lock, new: Lock) -> list[str]:
     """What changed between two locks, a line each, for people."""
     rows = []
     for name in sorted(old.packages.keys() | new.packages.keys()):
-        before, after = old.packages.get(name, "absent").split(" ")[0], new.packages.get(name, "absent").split(" ")[0]
-        if before != after:
-            rows.append(f"{name}: {before} -> {after}")
-    both = sorted(old.wheels.keys() | new.wheels.keys())
-    return rows + [f"wheel {name} changed" for name in both if old.wheels.get(name) != new.wheels.get(name)]
+        one, other = old.packages.get(name, "absent").split(" "), new.packages.get(name, "absent").split(" ")
+        if one[0] != other[0]:
+            rows.append(f"{name}: {one[0]} -> {other[0]}")
+        elif one != other:
+            rows.append(f"{name} {one[0]}: another archive under the same version")
+    for name in sorted(old.wheels.keys() | new.wheels.keys()):
+        was, now = old.wheels.get(name), new.wheels.get(name)
+        versions = [wheel.version if wheel else "absent" for wheel in (was, now)]
+        if versions[0] != versions[1]:
+            rows.append(f"wheel {name}: {versions[0]} -> {versions[1]}")
+        elif was != now:
+            rows.append(f"wheel {name} {versions[0]}: other digests")
+    return rows

@@ -113,7 +113,11 @@ def choose_toolchain(settings: Settings, tree: SourceTree) -> Toolchain:
     root = load.toolchains_root()
     if settings.toolchain:
         return load.load(settings.toolchain, search=root, home=settings.home, base_image=settings.base_image)
-    return load.choose(tree.version, search=root, home=settings.home, base_image=settings.base_image)
+    from kwdb_build.build.host import host_glibc
+
+    return load.choose(
+        tree.version, search=root, home=settings.home, base_image=settings.base_image, host_glibc=host_glibc()
+    )
 
 
 def summary(rows: tuple[CheckResult, ...]) -> str:

@@ -86,18 +86,47 @@ def test_machine_without_the_release(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "sources.list").write_text("deb http://mirror.example/ubuntu noble main universe\n")
     monkeypatch.setattr(apt, "SYSTEM_SOURCES", (tmp_path / "sources.list", tmp_path / "absent"))
     with pytest.raises(DependencyError, match="no Debian bookworm") as caught:
-        apt.sources_for("bookworm", chosen=None)
+        apt.sources_for("bookworm", chosen="")
     assert "apt_sources" in caught.value.hint
     assert "base_image" in caught.value.hint
+
+
+def test_another_release_is_asked_from_the_same_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.sources").write_text(
+        "Types: deb\nURIs: http://m.example/debian\nSuites: bookworm bookworm-updates\nComponents: main contrib\n"
+        "Signed-By: /k.gpg\n\n"
+        "Types: deb\nURIs: http://m.example/debian-security\nSuites: bookworm-security\nComponents: main\n\n"
+        "Types: deb\nURIs: https://vendor.example/apt\nSuites: bookworm\nComponents: main\n"
+    )
+    monkeypatch.setattr(apt, "SYSTEM_SOURCES", (tmp_path / "own.sources",))
+    sources, only_debian = apt.sources_for("bullseye", chosen="")
+    assert [(source.uris, source.suites, source.components) for source in sources] == [
+        (("http://m.example/debian",), ("bullseye", "bullseye-updates"), ("main",)),
+        (("http://m.example/debian-security",), ("bullseye-security",), ("main",)),
+    ]
+    assert sources[0].options == (("Signed-By", "/k.gpg"),)
+    assert only_debian
+
+
+def test_mirror_by_its_url() -> None:
+    sources, only_debian = apt.sources_for("bullseye", chosen="https://u:secret@m.example/debian/")
+    assert [(source.uris, source.suites) for source in sources] == [
+        (("https://u:secret@m.example/debian",), ("bullseye", "bullseye-updates")),
+        (("https://u:secret@m.example/debian-security",), ("bullseye-security",)),
+    ]
+    assert only_debian
+    with pytest.raises(DependencyError, match="no URL of a Debian mirror") as caught:
+        apt.sources_for("bullseye", chosen="gopher://u:secret@m.example/debian")
+    assert "secret" not in caught.value.message
 
 
 def test_chosen_sources_are_taken_whole(tmp_path: Path) -> None:
     chosen = tmp_path / "own.list"
     chosen.write_text("deb [trusted=yes] file:/srv/debs ./\n")
-    sources, only_debian = apt.sources_for("bookworm", chosen=chosen)
+    sources, only_debian = apt.sources_for("bookworm", chosen=str(chosen))
     assert (sources[0].suites, sources[0].options, only_debian) == (("./",), (("Trusted", "yes"),), False)
     with pytest.raises(DependencyError, match="do not exist"):
-        apt.sources_for("bookworm", chosen=tmp_path / "none.list")
+        apt.sources_for("bookworm", chosen=str(tmp_path / "none.list"))
 
 
 def test_printed() -> None:
@@ -151,7 +180,7 @@ def test_fetch_gives_the_locked_bytes_and_then_needs_no_source(world: tuple[Path
     fetched = fetch_packages(toolchain, settings=settings, progress=Progress(), log=log)
     assert [sha256_of(path) for path in fetched] == [entry.sha256 for entry in toolchain.debian]
     assert {sha256_of(path) for path in fetched} <= {sha256_of(path) for path in repository.glob("*.deb")}
-    offline = settings.model_copy(update={"apt_sources": made / "none.list"})
+    offline = settings.model_copy(update={"apt_sources": str(made / "none.list")})
     assert fetch_packages(toolchain, settings=offline, progress=Progress(), log=log) == fetched
 
 
@@ -220,12 +249,25 @@ def test_unknown_package(world: tuple[Path, Path, Settings]) -> None:
     assert "no-such-thing" in caught.value.context
 
 
+def test_a_promise_that_the_packages_break(world: tuple[Path, Path, Settings]) -> None:
+    repository, made, settings = world
+    deb(repository, "libc6", "2.36-9", essential=True)
+    publish(repository)
+    text = (made / "toolchain.toml").read_text()
+    folder(made.parent, text.replace("release =", 'glibc = "2.36"\nrelease ='))
+    assert lock(made, settings=settings, progress=Progress()).glibc == "2.36"
+    assert load(f"{made}/", search=made.parent).glibc == "2.36"
+    folder(made.parent, text.replace("release =", 'glibc = "2.31"\nrelease ='))
+    with pytest.raises(DependencyError, match=r"promises glibc 2\.31, but its packages bring 2\.36"):
+        lock(made, settings=settings, progress=Progress())
+
+
 def test_archive_that_does_not_answer(world: tuple[Path, Path, Settings], tmp_path: Path) -> None:
     _, made, settings = world
     dead = tmp_path / "dead.list"
     dead.write_text("deb [trusted=yes] http://127.0.0.1:9/debian bookworm main\n")
     with pytest.raises(DependencyError, match="package lists cannot be read") as caught:
-        lock(made, settings=settings.model_copy(update={"apt_sources": dead}), progress=Progress())
+        lock(made, settings=settings.model_copy(update={"apt_sources": str(dead)}), progress=Progress())
     assert "127.0.0.1" in caught.value.context
 
 
