@@ -33,6 +33,7 @@ class ExitCode(IntEnum):
     BACKUP = 14
     START = 15
     VERIFY = 16
+    NOT_REPRODUCIBLE = 17
     ROLLED_BACK = 20
     ROLLBACK_FAILED = 21
     NEEDS_RESUME = 22
@@ -57,6 +58,7 @@ EXIT_CODE_MEANINGS: dict[ExitCode, str] = {
     ExitCode.BACKUP: "the backup could not be written or verified",
     ExitCode.START: "a server did not become ready",
     ExitCode.VERIFY: "the verification suite failed (verb `verify` alone)",
+    ExitCode.NOT_REPRODUCIBLE: "two builds of the same key differ (`build --verify-reproducible`)",
     ExitCode.ROLLED_BACK: "the upgrade failed; the old version runs again on its own data and was verified",
     ExitCode.ROLLBACK_FAILED: "the upgrade failed and so did the way back: a person is needed now",
     ExitCode.NEEDS_RESUME: "a run was cut off; `kwdb-build resume` or `kwdb-build rollback` finishes it",
@@ -151,6 +153,13 @@ class BuildError(KwdbBuildError):
 
     exit_code = ExitCode.BUILD
     reference = "build"
+
+
+class NotReproducibleError(KwdbBuildError):
+    """Two builds of the same key have different bytes."""
+
+    exit_code = ExitCode.NOT_REPRODUCIBLE
+    reference = "not-reproducible"
 
 
 class ArtifactError(KwdbBuildError):

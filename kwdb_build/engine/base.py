@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+HOSTNAME = "kwdb-build"
+"""The same in every run: a host name in a build's output would make two builds differ."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineInfo:
@@ -37,7 +40,9 @@ class RunSpec:
     """One run: argv in an image. environment is the whole environment, built from nothing.
 
     uid and gid are never 0 for builds. memory_bytes and cpus of 0 mean no limit. name labels the container so that a
-    left-over one of a killed run is found and removed.
+    left-over one of a killed run is found and removed. hostname is what `uname -n` says inside. With keep_failed a run
+    that ends with another code than 0 stays as it is (stopped), and RunResult.kept says how to go on with it. An
+    interactive run has the caller's terminal as its own: nothing goes to on_line or the log.
     """
 
     image: str
@@ -51,15 +56,22 @@ class RunSpec:
     cpus: float = 0
     name: str = "run"
     timeout_s: float | None = None
+    hostname: str = HOSTNAME
+    keep_failed: bool = False
+    interactive: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """How a run ended: its exit code, whether the kernel killed it for memory, whether timeout_s ended it."""
+    """How a run ended: its exit code, whether the kernel killed it for memory, whether timeout_s ended it.
+
+    kept: what a person types to go on with a run that was kept (keep_failed); '' when nothing was.
+    """
 
     returncode: int
     oom_killed: bool = False
     timed_out: bool = False
+    kept: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from kwdb_build import files
@@ -16,6 +17,7 @@ from kwdb_build.engine.archive import read_archive
 from kwdb_build.engine.base import EngineInfo, RunResult, StoredImage
 from kwdb_build.engine.owner import owner, owner_lives
 from kwdb_build.engine.stream import BuildEvents, LineSplitter
+from kwdb_build.engine.terminal import relay, require_terminal
 from kwdb_build.errors import EngineError
 
 if TYPE_CHECKING:
@@ -28,8 +30,7 @@ if TYPE_CHECKING:
 LABEL = "kwdb-build"
 _RUN_LABEL = "kwdb-build.run"
 _OWNER_LABEL = "kwdb-build.owner"
-_HOSTNAME = "kwdb-build"
-"""The same in every container: a host name in a build's output would make two builds differ."""
+_KEEP_LABEL = "kwdb-build.keep-failed"
 _API_TIMEOUT_S = 300
 _PIDS_LIMIT = 8192
 _SIGKILL_CODE = 137
@@ -222,16 +223,22 @@ class DockerEngine:
                 f"the engine at {self.address} is on another machine and does not see the directories of this one",
                 hint="use an engine of this machine (--docker-host unix:///var/run/docker.sock)",
             )
+        if spec.interactive:
+            require_terminal()
         self.remove_leftovers(spec.name)
-        container = ""
+        container, kept = "", ""
         with log.open("a", encoding="utf-8", errors="replace", buffering=1) as sink:
             try:
                 with self._talk(f"run {spec.argv[0]} in {spec.image}", log=log):
                     container = self._create(spec)
                     self._active.add(container)
-                    return self._follow(container, spec, _Sink(sink.write, on_line))
+                    result = self._follow(container, spec, _Sink(sink.write, on_line))
+                    if spec.keep_failed and result.returncode != 0:
+                        kept = f"docker --host {self.address} start --attach {container[:12]}"
+                    return replace(result, kept=kept)
             finally:
-                self._remove(container)
+                if not kept:
+                    self._remove(container)
                 self._active.discard(container)
 
     def remove_leftovers(self, name: str) -> int:
@@ -239,6 +246,8 @@ class DockerEngine:
         removed = 0
         with self._talk(f"look for left-over containers of {name}"):
             for found in self._api.containers(all=True, filters={"label": f"{LABEL}={name}"}):
+                if _KEEP_LABEL in found.get("Labels", {}) and found.get("State") == "exited":
+                    continue  # somebody asked for it, and still looks into it
                 made_by = str(found.get("Labels", {}).get(_OWNER_LABEL, ""))
                 mine = made_by == owner() and found["Id"] not in self._active  # the engine died under it
                 if mine or not owner_lives(made_by):
@@ -263,8 +272,10 @@ class DockerEngine:
         )
         answer = self._api.create_container(
             image=spec.image, command=list(spec.argv), entrypoint=[], environment=dict(spec.environment),
-            working_dir=spec.workdir, user=f"{spec.uid}:{spec.gid}", hostname=_HOSTNAME, host_config=host,
-            labels={LABEL: spec.name, _RUN_LABEL: uuid.uuid4().hex, _OWNER_LABEL: owner()}, use_config_proxy=False,
+            working_dir=spec.workdir, user=f"{spec.uid}:{spec.gid}", hostname=spec.hostname, host_config=host,
+            labels={LABEL: spec.name, _RUN_LABEL: uuid.uuid4().hex, _OWNER_LABEL: owner(),
+                    **({_KEEP_LABEL: "yes"} if spec.keep_failed else {})},
+            tty=spec.interactive, stdin_open=spec.interactive, use_config_proxy=False,
         )
         return str(answer["Id"])
 
@@ -289,7 +300,23 @@ class DockerEngine:
 
     def _follow(self, container: str, spec: RunSpec, sink: _Sink) -> RunResult:
         with self._hanging_up():
-            return self._follow_open(container, spec, sink)
+            return self._converse(container) if spec.interactive else self._follow_open(container, spec, sink)
+
+    def _converse(self, container: str) -> RunResult:
+        """Connect the caller's terminal to the container until its program ends."""
+        wanted = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+        stream = self._api.attach_socket(container, params=wanted)
+        try:
+            self._api.start(container)
+
+            def resize(rows: int, columns: int) -> None:
+                self._api.resize(container, rows, columns)
+
+            if not relay(getattr(stream, "_sock", stream), resize):
+                self._api.kill(container)  # the terminal was closed: nobody could end it any more
+        finally:
+            stream.close()
+        return RunResult(returncode=int(self._api.wait(container, timeout=None)["StatusCode"]))
 
     def _follow_open(self, container: str, spec: RunSpec, sink: _Sink) -> RunResult:
         stream = self._api.attach(container, stdout=True, stderr=True, stream=True, logs=False, demux=True)

@@ -50,6 +50,63 @@ def test_output_reaches_callback_and_log_and_the_code_comes_back(engine: DockerE
     assert containers(engine, spec.name) == []
 
 
+def test_a_failed_run_is_kept_when_asked_for_and_can_go_on(
+    engine: DockerEngine, image: str, log: Path, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o777)
+    spec = dataclasses.replace(
+        shell(image, "cat /proc/sys/kernel/hostname; test -e /at/mended", mounts=(Mount(source=tmp_path, target="/at"),)),
+        keep_failed=True, hostname="elsewhere",
+    )
+    lines: list[str] = []
+    result = engine.run(spec, on_line=lines.append, log=log)
+    assert lines == ["elsewhere"]
+    assert (result.returncode, result.kept != "") == (1, True)
+    [kept] = containers(engine, spec.name)
+    try:
+        assert engine.remove_leftovers(spec.name) == 0, "the next run of that name leaves it alone"
+        (tmp_path / "mended").touch()
+        again = subprocess.run(result.kept.split(), check=False, capture_output=True, text=True, timeout=60)
+        assert (again.returncode, again.stdout) == (0, "elsewhere\n")
+        (tmp_path / "mended").unlink()
+    finally:
+        engine._remove(kept)
+    well = engine.run(dataclasses.replace(spec, argv=("sh", "-c", "exit 0")), on_line=lines.append, log=log)
+    assert (well.returncode, well.kept) == (0, "")
+    assert containers(engine, spec.name) == [], "a good one never stays"
+
+
+_INTERACTIVE = """
+import sys
+from pathlib import Path
+from kwdb_build.engine.base import RunSpec
+from kwdb_build.engine.docker import DockerEngine
+with DockerEngine.connect() as engine:
+    spec = RunSpec(image=sys.argv[1], argv=("sh",), uid=1234, gid=1234, name=sys.argv[2], interactive=True,
+                   environment={"PATH": "/bin:/usr/bin", "PS1": "inside> "})
+    print("code", engine.run(spec, on_line=print, log=Path(sys.argv[3])).returncode)
+"""
+
+
+def test_a_shell_has_the_callers_terminal(engine: DockerEngine, image: str, log: Path) -> None:
+    import pexpect
+
+    name = unique("shell")
+    child = pexpect.spawn(
+        sys.executable, ["-c", _INTERACTIVE, image, name, str(log)], cwd=str(TOP), encoding="utf-8", timeout=60,
+        dimensions=(33, 77),
+    )
+    child.expect_exact("inside> ")
+    child.sendline("id -u; test -t 0 && echo a-$((40+2))-terminal; exit 5")
+    child.expect_exact("1234")
+    child.expect_exact("a-42-terminal")
+    child.expect("code 5")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+    assert containers(engine, name) == []
+
+
 def test_much_output_is_whole(engine: DockerEngine, image: str, log: Path) -> None:
     script = "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done"
     lines: list[str] = []
