@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,7 +12,6 @@ from kwdb_build.cli.options import server as server_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from kwdb_build.config import Settings
     from kwdb_build.console import Console
@@ -60,35 +60,80 @@ def servers(console: Console, settings: Settings) -> int:
 
 @click.command()
 @server_options
-@click.option("--output", "-o", type=click.Path(), help="Also write the whole capture (with values) here, mode 0600.")
+@click.option("--as", "form", type=click.Choice(["shell", "systemd", "json"]),
+              help="A script to run, a unit file, or everything for a machine.")
+@click.option("--output", "-o", type=click.Path(),
+              help="Write it here with all values, mode 0600 (without --as: json, which --capture reads again).")
 @common
 @verb
 def capture(console: Console, settings: Settings, *, pid: int | None, store: Path | None, listen: str | None,
-            output: str | None) -> int:
-    """Show the start command of a running kwbase (environment values are not shown)."""
-    from pathlib import Path as RealPath
+            form: str | None, output: str | None) -> int:
+    """Show the start command of a running kwbase, and all that belongs to it.
 
-    from kwdb_build.server.saved import redacted, save, shell_text
+    What may be secret is shown as <redacted>; only a file gets it (-o).
+    """
+    from kwdb_build.server import export
 
-    del settings
     deployment = _captured(pid, store, listen)
     if output is not None:
-        save(deployment, RealPath(output).absolute())
+        _write_capture(deployment, settings, form or "json", Path(output).absolute())
         console.note(f"written to {output} (mode 0600: it holds environment values)")
-    if console.as_json:
-        console.data({"deployment": redacted(deployment)})
-        return 0
-    console.text(shell_text(deployment.start, redact=True))
+    if form == "systemd":
+        console.text(export.unit_text(deployment.start, redact=True))
+    elif console.as_json or form == "json":
+        console.data(_document(deployment, settings, secrets=False))
+    elif form == "shell" or output is None:
+        console.text(export.shell_text(deployment.start, redact=True))
+    if form is None and not console.as_json:
+        _facts(console, deployment, settings)
+    return 0
+
+
+def _write_capture(deployment: Deployment, settings: Settings, form: str, path: Path) -> None:
+    from kwdb_build.files import PRIVATE, write_atomic
+    from kwdb_build.server import export, saved
+
+    if form == "json":
+        saved.save(deployment, path, besides=_document(deployment, settings, secrets=True))
+        return
+    text = (export.unit_text if form == "systemd" else export.shell_text)(deployment.start, redact=False)
+    write_atomic(path, text.encode("utf-8", "surrogateescape"), mode=PRIVATE)
+
+
+def _document(deployment: Deployment, settings: Settings, *, secrets: bool) -> dict[str, Any]:
+    from kwdb_build.server import capture as capturing
+    from kwdb_build.server import certificates, export
+
+    certs = certificates.read(deployment.certs_dir, settings.sql_user) if deployment.certs_dir else ()
+    return export.document(
+        deployment, secrets=secrets, known=capturing.flags_known(deployment), digests=capturing.digests(deployment),
+        certificates=certs,
+    )
+
+
+def _facts(console: Console, deployment: Deployment, settings: Settings) -> None:
+    """The table below the command."""
+    import time
+
+    document = _document(deployment, settings, secrets=False)
     rows = [
         ("pid", str(deployment.pid)), ("version", str(deployment.version)),
         ("stores", ", ".join(str(s.path) for s in deployment.stores)), ("sql", str(deployment.sql)),
         ("http", str(deployment.http)), ("secure", "yes" if deployment.secure else "no"),
         ("supervisor", deployment.supervisor),
     ]
-    rows += [(name, str(path)) for name, path in deployment.replaceable.items()]
+    rows += [("leads out of the store", str(path)) for s in deployment.stores for path in s.targets]
+    rows += [(name, f"{path}  sha256 {document['sha256'][str(path)][:16]}…")
+             for name, path in deployment.replaceable.items()]
+    rows += [
+        ("certificate", f"{one['path']}  " + (one["problem"] or time.strftime(
+            "until %Y-%m-%d", time.localtime(one["ends"]))))
+        for one in document["certificates"]
+    ]
+    defaults = [f"{name}={value}" for name, value in document["flags"]["default"].items() if value]
+    rows += [("in force by default", ", ".join(defaults))] if defaults else []
     rows += [(f"not replayed: {name}", reason) for name, reason in deployment.start.dropped.items()]
     console.table("", ("", ""), rows)
-    return 0
 
 
 @click.command()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kwdb_build import files
 from kwdb_build.errors import AccessError, RefusedError, StartError
 from kwdb_build.model import Deployment, StartCommand, Store, Version
-from kwdb_build.server import address, cgroups, proc, scheduling, spawn, startflags
+from kwdb_build.server import address, cgroups, proc, scheduling, spawn, startflags, usage
 from kwdb_build.server.discover import supervisor_of
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ _NOT_REPLAYED = {
     "KWBASE_TESTING_VERSION_TAG": "fakes the version",
 }
 _SKIPPED_LINKS = ("logs", "kwbase-temp")
+_UNKNOWN = Version(text="", release=(0,))
 _VERSION_TIMEOUT_S = 60.0
 _VERSION_LABELS = ("KaiwuDB Version:", "KWDB Version:")
 
@@ -50,6 +54,13 @@ def capture(pid: int) -> Deployment:
     environment = proc.parse_environ(proc.read_bytes(pid, "environ"))
     flags = startflags.parse(argv, cwd=str(cwd), environ=environment.variables)
     start = _start_command(pid, argv, cwd, environment)
+    with ThreadPoolExecutor(max_workers=1) as elsewhere:
+        asked = elsewhere.submit(read_version, pid, start)  # a program is run: the longest part by far
+        found = _surroundings(pid, started_at, start, flags)
+        return dataclasses.replace(found, version=asked.result())
+
+
+def _surroundings(pid: int, started_at: float, start: StartCommand, flags: StartFlags) -> Deployment:
     libraries = _libraries(pid)
     stores = stores_of(flags)
     sql, http = address.resolve(flags, [store.path for store in stores], address.listening(pid))
@@ -57,12 +68,11 @@ def capture(pid: int) -> Deployment:
     if certs_dir is not None:
         advertised = address.recorded(stores[0].path, "advertise-sql")
         sql = address.certified(sql, certs_dir, [advertised.host if advertised else "", flags.sql.host])
-    version = read_version(pid, start)
     if not proc.is_alive(pid, started_at):
         raise proc.gone(pid, ProcessLookupError("it ended while it was being read"))
     return Deployment(
         pid=pid, started_at=started_at, start=start, stores=stores, sql=sql, http=http, secure=not flags.insecure,
-        certs_dir=certs_dir, libraries=libraries, version=version, supervisor=supervisor_of(pid),
+        certs_dir=certs_dir, libraries=libraries, version=_UNKNOWN, supervisor=supervisor_of(pid),
     )
 
 
@@ -219,6 +229,18 @@ def read_version(pid: int, start: StartCommand) -> Version:
         return _ask_version(start, fd)
     finally:
         os.close(fd)
+
+
+def digests(deployment: Deployment) -> dict[str, str]:
+    """Hex sha256 of the binary and the libraries that the server runs from, by their paths."""
+    return {str(path): files.sha256_of(path) for path in deployment.replaceable.values()}
+
+
+def flags_known(deployment: Deployment) -> dict[str, usage.Flag]:
+    """Flags that the server's own program knows, with their defaults."""
+    return usage.ask(
+        deployment.start, deployment.start.executable, own_call_environment(deployment.start.environ)
+    )
 
 
 def version_of(start: StartCommand, executable: Path) -> Version:

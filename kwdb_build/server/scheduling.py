@@ -47,7 +47,7 @@ def apply(pid: int, wanted: Share) -> None:
         ours = read(pid)
         if wanted.affinity and wanted.affinity != ours.affinity:
             # A processor that was taken away since: the others still keep the server off those it was kept off.
-            os.sched_setaffinity(pid, set(wanted.affinity) & _all_processors() or set(ours.affinity))
+            os.sched_setaffinity(pid, set(wanted.affinity) & all_processors() or set(ours.affinity))
         if wanted.scheduling != ours.scheduling:
             policy, priority = wanted.scheduling
             os.sched_setscheduler(pid, policy, os.sched_param(priority))
@@ -71,7 +71,8 @@ def _set_ionice(pid: int, io_class: int, level: int) -> None:
         raise PermissionError(1, "not permitted", "ioprio_set") from error
 
 
-def _all_processors() -> set[int]:
+def all_processors() -> set[int]:
+    """Numbers of the processors that are on line."""
     found: set[int] = set()
     with contextlib.suppress(OSError, ValueError):
         for part in (proc.PROC.parent / "sys/devices/system/cpu/online").read_text(encoding="ascii").split(","):

@@ -163,7 +163,9 @@ def run_as(wanted: Specification, *, timeout_s: float) -> tuple[int | None, str]
         os.close(writer)
     pump = threading.Thread(target=_pump, args=(reader, output), daemon=True)
     pump.start()
-    code = command.reap(pid, timeout_s)
+    deadline = time.monotonic() + timeout_s
+    pump.join(timeout_s)  # the end of its output is noticed at once, that of the process only by asking
+    code = command.reap(pid, max(0.0, deadline - time.monotonic()))
     if code is None:
         command.kill_child(pid)
     pump.join(timeout=1.0)

@@ -68,7 +68,7 @@ def hold_stdio(deployment: Deployment) -> StdioHold:
     hold = StdioHold()
     for name, number in (("stdout", 1), ("stderr", 2)):
         target = getattr(deployment.start, name)
-        if name == "stderr" and _redirected_by_itself(deployment.start, target):
+        if name == "stderr" and redirected_by_itself(deployment.start, target):
             continue
         try:
             setattr(hold, name, _open_output(proc.PROC / str(deployment.pid) / "fd" / str(number)))
@@ -77,12 +77,13 @@ def hold_stdio(deployment: Deployment) -> StdioHold:
     return hold
 
 
-def _redirected_by_itself(start: StartCommand, target: str) -> bool:
-    directory = _flags(start).log_dir
+def redirected_by_itself(start: StartCommand, target: str) -> bool:
+    """Whether an output is kwbase's own log file: it sends its errors there by itself."""
     name = Path(target.removesuffix(proc.DELETED))
-    return bool(directory) and _OWN_STDERR.match(name.name) is not None and (
-        name.parent.resolve() == Path(directory).resolve()
-    )
+    if _OWN_STDERR.match(name.name) is None:
+        return False
+    directory = _flags(start).log_dir
+    return bool(directory) and name.parent.resolve() == Path(directory).resolve()
 
 
 def _open_output(path: Path) -> int:
@@ -261,7 +262,7 @@ def _output(start: StartCommand, name: str, stdio: StdioHold | None, log_dir: Pa
 def _old_file(start: StartCommand, name: str) -> int | None:
     """The file of the old server's output by its path: only when it is still there and a plain file or /dev/null."""
     target = getattr(start, name)
-    if not target.startswith("/") or (name == "stderr" and _redirected_by_itself(start, target)):
+    if not target.startswith("/") or (name == "stderr" and redirected_by_itself(start, target)):
         return None
     with contextlib.suppress(OSError):
         kind = os.lstat(target).st_mode

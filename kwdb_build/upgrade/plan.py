@@ -82,7 +82,7 @@ def _before_the_stop(
 
 def _the_restart(request: UpgradeRequest, settings: Settings, deployment: Deployment) -> tuple[Action, ...]:
     from kwdb_build.data.stores import usage
-    from kwdb_build.server.saved import shell_text
+    from kwdb_build.server.export import command_line
 
     needed = human_bytes(usage(deployment.stores).allocated_bytes)
     size = "--no-backup" if request.no_backup else f"{needed} under {settings.home}"
@@ -94,7 +94,7 @@ def _the_restart(request: UpgradeRequest, settings: Settings, deployment: Deploy
                reason=f"SIGTERM to pid {deployment.pid}, wait up to {settings.stop_timeout_s:g} s for its drain"),
         Action(step="backup", action=backup, reason=f"copy what changed, verify all: {size}"),
         Action(step="switch", action="run", reason=f"rename the new files over {targets}"),
-        Action(step="start", action="run", reason=shell_text(deployment.start, redact=True)),
+        Action(step="start", action="run", reason=command_line(deployment.start)),
         Action(step="verify", action="run", reason="suite against the baseline; any failure rolls back"),
         Action(step="keep", action="run", reason="backup and old files stay in the run's directory"),
     )

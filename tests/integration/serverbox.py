@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kwdb_build import sql
 from kwdb_build.console import Progress
-from kwdb_build.server import capture, readiness
+from kwdb_build.server import capture, cgroups, proc, readiness, scheduling
 from kwdb_build.server.stop import stop
 
 if TYPE_CHECKING:
@@ -59,3 +61,34 @@ def in_background(deployment: Deployment) -> Deployment:
     return dataclasses.replace(
         deployment, start=dataclasses.replace(start, argv=(*start.argv, "--background"), background=True)
     )
+
+
+def surroundings(pid: int) -> dict[str, object]:
+    """All of /proc that a restart must bring back."""
+    status = proc.read_status(pid)
+    environment = proc.parse_environ(proc.read_bytes(pid, "environ")).variables
+    return {
+        "argv": proc.parse_cmdline(proc.read_bytes(pid, "cmdline")),
+        "environment": {name: value for name, value in environment.items() if name != "NOTIFY_SOCKET"},
+        "order": [name for name in environment if name != "NOTIFY_SOCKET"],
+        "links": [proc.read_link(pid, name) for name in ("cwd", "exe", "root", "fd/0", "fd/1")],
+        "ids": (status.uid, status.gid, status.groups, status.umask),
+        "rights": (status.capabilities, status.no_new_privileges),
+        "share": scheduling.read(pid),
+        "cgroup": cgroups.lines(pid),
+        "limits": proc.parse_limits(proc.read_text(pid, "limits")),
+        "oom_score_adj": proc.read_text(pid, "oom_score_adj"),
+        "nice": proc.read_stat(pid).nice,  # type: ignore[union-attr]
+        "signals": signals(pid),
+        "libraries": readiness.loaded_libraries(pid),
+    }
+
+
+def signals(pid: int) -> tuple[int, int]:
+    """Ignored ones, and those that every thread blocks: Go has a thread for signals, at times the first one."""
+    ignored, blocked = 0, -1
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # threads come and go
+            fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines())
+            ignored, blocked = int(fields["SigIgn"], 16), blocked & int(fields["SigBlk"], 16)
+    return ignored, blocked

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import shutil
@@ -20,11 +19,20 @@ import pytest
 from kwdb_build import command
 from kwdb_build.errors import AccessError, NotStoppedError, ServerNotFoundError, StartError
 from kwdb_build.model import Address
-from kwdb_build.server import address, capture, cgroups, discover, locks, logs, proc, readiness, saved, scheduling
+from kwdb_build.server import address, capture, discover, locks, logs, proc, readiness, saved, scheduling
 from kwdb_build.server.start import hold_stdio, start
 from kwdb_build.server.stop import abandon, stop
 from tests.integration.certs import certificates
-from tests.integration.serverbox import PATIENCE_S, QUIET, identity, in_background, stopped, wait, with_fault
+from tests.integration.serverbox import (
+    PATIENCE_S,
+    QUIET,
+    identity,
+    in_background,
+    stopped,
+    surroundings,
+    wait,
+    with_fault,
+)
 from tests.minikwdb.instance import ORDERS, READINGS, Instance
 
 if TYPE_CHECKING:
@@ -46,37 +54,6 @@ both = pytest.mark.parametrize("background", [False, True], ids=["foreground", "
 def site(install_server: Callable[..., Instance]) -> Instance:
     """An installation that is not running."""
     return install_server(name="an installation", store_name="the store ä", background=False)
-
-
-def surroundings(pid: int) -> dict[str, object]:
-    """All of /proc that a restart must bring back."""
-    status = proc.read_status(pid)
-    environment = proc.parse_environ(proc.read_bytes(pid, "environ")).variables
-    return {
-        "argv": proc.parse_cmdline(proc.read_bytes(pid, "cmdline")),
-        "environment": {name: value for name, value in environment.items() if name != "NOTIFY_SOCKET"},
-        "order": [name for name in environment if name != "NOTIFY_SOCKET"],
-        "links": [proc.read_link(pid, name) for name in ("cwd", "exe", "root", "fd/0", "fd/1")],
-        "ids": (status.uid, status.gid, status.groups, status.umask),
-        "rights": (status.capabilities, status.no_new_privileges),
-        "share": scheduling.read(pid),
-        "cgroup": cgroups.lines(pid),
-        "limits": proc.parse_limits(proc.read_text(pid, "limits")),
-        "oom_score_adj": proc.read_text(pid, "oom_score_adj"),
-        "nice": proc.read_stat(pid).nice,  # type: ignore[union-attr]
-        "signals": signals(pid),
-        "libraries": readiness.loaded_libraries(pid),
-    }
-
-
-def signals(pid: int) -> tuple[int, int]:
-    """Ignored ones, and those that every thread blocks: Go has a thread for signals, at times the first one."""
-    ignored, blocked = 0, -1
-    for status in Path(f"/proc/{pid}/task").glob("*/status"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # threads come and go
-            fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines())
-            ignored, blocked = int(fields["SigIgn"], 16), blocked & int(fields["SigBlk"], 16)
-    return ignored, blocked
 
 
 def restart(deployment: Deployment, run: Path) -> readiness.Ready:

@@ -1,12 +1,10 @@
-"""A captured deployment survives the disk, and its shell text runs."""
+"""A captured deployment survives the disk."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import stat
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +19,6 @@ from kwdb_build.server import saved
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ), os.getcwd()]))"
 
 
 def command(argv: tuple[str, ...], environ: Mapping[str, str], cwd: Path = Path("/")) -> StartCommand:
@@ -82,39 +78,3 @@ def test_what_is_no_capture(tmp_path: Path, content: str) -> None:
         saved.load(tmp_path / "c.json")
     with pytest.raises(UsageError):
         saved.load(tmp_path / "none.json")
-
-
-@_TEMPORARY
-@given(arguments=st.lists(_TEXT, max_size=4), environ=st.dictionaries(_NAME, _TEXT, max_size=4))
-def test_the_shell_text_runs_the_very_same_command(
-    tmp_path: Path, arguments: list[str], environ: dict[str, str]
-) -> None:
-    place = tmp_path / "a b'ä"
-    place.mkdir(exist_ok=True)
-    start = command((sys.executable, "-I", "-X", "utf8", "-c", SHOW, *arguments), environ, place)
-    text = saved.shell_text(start, redact=False)
-    answer = subprocess.run(["sh"], input=os.fsencode(text), capture_output=True, check=True, cwd="/")
-    argv, seen, cwd = json.loads(answer.stdout)
-    assert argv == arguments
-    assert {name: seen[name] for name in environ} == environ
-    assert set(seen) - set(environ) <= {"LC_CTYPE"}
-    assert cwd == str(place)
-
-
-def test_redacted_text_tells_names_and_no_values() -> None:
-    start = command(("./kwbase", "start", "--import-password=s3cret"), {"KW_KEY": "hunter2", "EMPTY": ""})
-    text = saved.shell_text(start, redact=True)
-    assert "s3cret" not in text
-    assert "hunter2" not in text
-    assert "'KW_KEY=<redacted>'" in text
-    assert "NOTIFY_SOCKET (gone)" in text
-    subprocess.run(["sh", "-n"], input=text, text=True, check=True)
-
-
-def test_limits_are_set_in_the_shells_units() -> None:
-    start = dataclasses.replace(
-        command(("sh", "-c", "ulimit -n; ulimit -s; ulimit -c"), {"PATH": os.defpath}), executable=Path("/bin/sh"),
-        limits={"nofile": (200, 4096), "stack": (4 << 20, -1), "core": (0, -1)},
-    )
-    answer = subprocess.run(["sh"], input=saved.shell_text(start, redact=False), text=True, capture_output=True, check=True)
-    assert answer.stdout.split() == ["200", "4096", "0"]
