@@ -347,7 +347,11 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """One row of a check: what was required, what was found, and how to mend it."""
+    """One row of a check: what was required, what was found, and how to mend it.
+
+    group: what was looked at ('image', 'host', …). fixes: the command for each package manager, this host's own first
+    (and then in fix). note: what else a person should know, such as a README that contradicts itself.
+    """
 
     name: str
     verdict: Verdict
@@ -355,6 +359,9 @@ class CheckResult:
     found: str = ""
     where: str = ""
     fix: str = ""
+    group: str = ""
+    fixes: tuple[str, ...] = ()
+    note: str = ""
 
 
 def to_json(value: Any) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +13,15 @@ from typing import TYPE_CHECKING
 from kwdb_build.build.elf import provided_versions, read_elf
 from kwdb_build.command import CommandError, run
 from kwdb_build.model import CheckResult, Verdict
+from kwdb_build.toolchain.catalog import MANAGERS, library_fixes
 
 if TYPE_CHECKING:
     from kwdb_build.model import Artifact
 
+_LIBRARIES = "shared libraries of this host"
+_LDD_TIMEOUT_S = 60
+_NOT_FOUND = re.compile(r"^\s*(?P<soname>\S+) => not found", re.MULTILINE)
+_VERSION_NOT_FOUND = re.compile(r"version [`'](?P<version>[^']+)' not found \(required by (?P<by>[^)]+)\)")
 _LIBRARY_DIRECTORIES = ("/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib64", "/usr/local/lib")
 
 
@@ -76,6 +83,57 @@ def host_glibc() -> str:
     return (text or "").removeprefix("glibc").strip()
 
 
+def check_links(artifact: Artifact, host: HostFacts) -> tuple[CheckResult, ...]:
+    """Whether this host can load the built binaries: versions by comparing, libraries by asking the loader itself."""
+    floor = glibc_floor(artifact)
+    *versions, libraries = host_supports(floor, host)
+    if (answer := _ask_loader(artifact)) is not None:
+        libraries = loader_row(floor.libraries, answer)
+    return (*versions, libraries)
+
+
+def _ask_loader(artifact: Artifact) -> str | None:
+    """What ldd says of kwbase and its libraries; None where there is no ldd."""
+    if shutil.which("ldd") is None:
+        return None
+    own = [
+        str(artifact.path / record.path) for record in artifact.files
+        if not record.link and (record.path == "bin/kwbase" or record.path.startswith("lib/"))
+    ]
+    environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "LD_LIBRARY_PATH": str(artifact.path / "lib")}
+    try:
+        completed = run(("ldd", *own), check=False, env=environment, timeout_s=_LDD_TIMEOUT_S)
+    except CommandError:
+        return None
+    return completed.stdout + completed.stderr
+
+
+def loader_row(required: tuple[str, ...], answer: str) -> CheckResult:
+    """Verdict on what ldd said: every library is found and offers the versions asked of it. Pure but for the fixes."""
+    missing = sorted({match["soname"] for match in _NOT_FOUND.finditer(answer)})
+    lacking = sorted({
+        f"{match['version']} (for {Path(match['by']).name})" for match in _VERSION_NOT_FOUND.finditer(answer)
+    })
+    wanted = " ".join(required)
+    if not missing and not lacking:
+        if "=>" not in answer:
+            return CheckResult(name=_LIBRARIES, verdict=Verdict.UNKNOWN, required=wanted, found=answer.strip()[:200])
+        return CheckResult(name=_LIBRARIES, verdict=Verdict.OK, required=wanted, found="all, by ldd")
+    found = "; ".join([*(f"missing: {name}" for name in missing), *(f"too old: {name}" for name in lacking)])
+    ways = [ways for name in missing if (ways := library_fixes(name, own_manager()))]
+    other = "build with a toolchain of this host's distribution or an older one (--toolchain)"
+    return CheckResult(
+        name=_LIBRARIES, verdict=Verdict.FAIL, required=wanted, found=found,
+        fix="; ".join([*dict.fromkeys(way[0] for way in ways), other]),
+        fixes=tuple(dict.fromkeys(command for way in ways for command in way)),
+    )
+
+
+def own_manager() -> str:
+    """The package manager of this machine; '' when it has none that is known."""
+    return next((name for name in MANAGERS if shutil.which(name)), "")
+
+
 def host_supports(floor: Floor, host: HostFacts) -> tuple[CheckResult, ...]:
     """Compare; pure. One row each for the C library, the C++ library and the shared libraries."""
     hint = "build with a toolchain of an older distribution, or run a newer one here"
@@ -99,7 +157,7 @@ def _row(name: str, required: str, found: str, hint: str) -> CheckResult:
 
 
 def _libraries_row(required: tuple[str, ...], present: frozenset[str] | None) -> CheckResult:
-    name = "shared libraries of this host"
+    name = _LIBRARIES
     if present is None:
         return CheckResult(name=name, verdict=Verdict.UNKNOWN, required=" ".join(required), found="no loader cache")
     missing = [library for library in required if library not in present and not library.startswith("ld-linux")]

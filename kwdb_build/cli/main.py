@@ -28,9 +28,9 @@ _VERBS = {
     "restart": ("server", "Stop a running kwbase and start it with the same command."),
     "verify": ("server", "Run the verification suite against the last baseline."),
     "fetch": ("building", "Fetch the source of a reference with its pinned submodules."),
-    "check": ("building", "Check the compilation dependencies of a reference."),
+    "check": ("checking", "Check what a reference asks for: build image, host, machine."),
     "build": ("building", "Build a reference into a stored artifact."),
-    "toolchain": ("building", "Toolchains: list, lock."),
+    "toolchain": ("toolchain", "Toolchains: list, show, lock, build, export, import."),
 }
 
 

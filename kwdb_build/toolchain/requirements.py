@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from kwdb_build.toolchain.catalog import key_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
@@ -33,7 +35,8 @@ class Requirement:
 
     minimum and maximum are version numbers ('' for any). floor, where set, is the version below which the build
     really refuses, though the table asks for more. waived: why it is not needed in truth, '' when it is. advisory: its
-    lack is a warning only. readable: False when the table's version cell made no sense (it is then in note).
+    lack is a warning only. readable: False when the table's version cell made no sense (it is then in note). differs:
+    what the table in the other language says instead, '' when both say the same or there is only one.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Requirement:
     waived: str = ""
     advisory: bool = False
     readable: bool = True
+    differs: str = ""
 
     @property
     def wanted(self) -> str:
@@ -63,9 +67,9 @@ class Requirements:
 
     rows: tuple[Requirement, ...]
 
-    def of(self, phase: Phase) -> tuple[Requirement, ...]:
+    def only(self, phase: Phase) -> Requirements:
         """The rows of one phase."""
-        return tuple(row for row in self.rows if row.phase is phase)
+        return Requirements(rows=tuple(row for row in self.rows if row.phase is phase))
 
 
 def read_requirements(tree_path: Path) -> Requirements:
@@ -83,23 +87,6 @@ def read_requirements(tree_path: Path) -> Requirements:
         )
     builds = {name: text for name, text in texts.items() if name in BUILD_FILES} | dict(_c_deps(tree_path))
     return Requirements(rows=refine(tables, builds))
-
-
-_ALIASES = {
-    "libz4": "lz4",
-    "liblz4": "lz4",
-    "libgflags": "gflags",
-    "protobuf": "libprotobuf",
-    "libprotoc": "libprotoc-dev",
-    "golang": "go",
-    "openssl": "openssl",
-}
-
-
-def key_of(name: str) -> str:
-    """Name of a row without the accidents of spelling: case, blanks, aliases, `-dev`-less forms."""
-    plain = re.sub(r"[`*\s]", "", name).lower()
-    return _ALIASES.get(plain, plain)
 
 
 _NAME_HEAD = re.compile(r"^(?:依赖|dependency|dependencies)", re.IGNORECASE)
@@ -189,20 +176,52 @@ def _plain(text: str) -> str:
 
 
 def merge(tables: Iterable[tuple[Requirement, ...]]) -> tuple[Requirement, ...]:
-    """One list out of the languages' tables: a row in either counts; where versions differ, the higher one; pure."""
+    """One list out of the languages' tables; pure.
+
+    A row in either counts; where versions differ, the higher one; `differs` says what the other language has.
+    """
+    given = [table for table in tables if table]
     merged: dict[tuple[Phase, str], Requirement] = {}
-    for table in tables:
+    for table in given:
         for row in table:
             key = (row.phase, key_of(row.name))
-            known = merged.get(key)
-            if known is None:
-                merged[key] = row
-            elif not row.readable or not known.readable:
-                merged[key] = known if not known.readable else row
-            elif row.minimum != known.minimum:
-                newer, older = (row, known) if numbers(row.minimum) > numbers(known.minimum) else (known, row)
-                merged[key] = replace(newer, note=f"{older.where} asks for {older.wanted}. {newer.note}".strip())
+            merged[key] = _joined(merged[key], row) if key in merged else row
+    languages = {_file(row): {(one.phase, key_of(one.name)) for one in table} for table in given for row in table[:1]}
+    for key, row in merged.items():
+        lacking = [file for file, keys in languages.items() if key not in keys]
+        if lacking and not row.differs:
+            merged[key] = replace(row, differs=f"{', '.join(lacking)} has no such row")
     return tuple(merged.values())
+
+
+def _joined(known: Requirement, row: Requirement) -> Requirement:
+    if not row.readable or not known.readable:
+        unread = known if not known.readable else row
+        other = row if unread is known else known
+        return replace(unread, differs=f"{other.where} says {other.wanted}" if other.readable else "")
+    if (row.minimum, row.maximum) != (known.minimum, known.maximum):
+        newer, older = (row, known) if numbers(row.minimum) > numbers(known.minimum) else (known, row)
+        return replace(newer, differs=f"{older.where} says {older.wanted}")
+    if (said := _condition(row.note)) != _condition(known.note):
+        ours, theirs = (_condition(known.note) or "without a condition"), said or "without a condition"
+        return replace(known, differs=f"{known.where} says it is needed {ours}; {row.where}: {theirs}")
+    return known
+
+
+_FOR_GCC = re.compile(
+    r"(?P<version>\d+(?:\.\d+)+)\s*(?:版本)?\s*(?P<more>\+|及?以上|and above|or (?:above|later|newer))?"
+)
+
+
+def _condition(note: str) -> str:
+    """For which compilers a row's note says it counts, in words; '' when it names none."""
+    if not re.search(r"\bgcc\b", note, re.IGNORECASE) or not (match := _FOR_GCC.search(note)):
+        return ""
+    return f"for gcc {match['version']}" + (" and newer" if match["more"] else " only")
+
+
+def _file(row: Requirement) -> str:
+    return row.where.rpartition(":")[0]
 
 
 def numbers(version: str) -> tuple[int, ...]:

@@ -65,16 +65,17 @@ class Workshop:
 
     def check(self, tree: SourceTree) -> tuple[CheckResult, ...]:
         """Rows of the dependency check of the build image, whatever their verdicts."""
-        from kwdb_build.toolchain.check import check, probe_image
-        from kwdb_build.toolchain.requirements import read_requirements
+        from kwdb_build.toolchain.check import Subject, check
+        from kwdb_build.toolchain.probe import probe_image
+        from kwdb_build.toolchain.requirements import Phase, read_requirements
 
         image = self.image(tree)
         requirements = read_requirements(tree.path)
+        toolchain = self.toolchain(tree)
         facts = probe_image(
-            self.engine, image, self.log("check"), requirements=requirements,
-            environment=self.toolchain(tree).environment,
+            self.engine, image, self.log("check"), requirements=requirements, environment=toolchain.environment
         )
-        return check(requirements, facts)
+        return check(requirements.only(Phase.COMPILE), facts, Subject(group="image", toolchain=toolchain.name))
 
     def options(self) -> BuildOptions:
         """Build options of the settings."""
@@ -139,9 +140,17 @@ def require_missing_nothing(rows: tuple[CheckResult, ...], log: Path) -> None:
 
 
 def require_runs_here(artifact: Artifact) -> None:
-    """ArtifactError when the new binary cannot even print its version on this host (libraries, glibc)."""
+    """ArtifactError when this host cannot load the new binary, or it cannot even print its version."""
+    from kwdb_build.build.host import check_links, host_facts
     from kwdb_build.command import CommandError, run
 
+    failed = [row for row in check_links(artifact, host_facts()) if row.verdict == Verdict.FAIL]
+    if failed:
+        raise ArtifactError(
+            f"this host cannot load {artifact.version}: {', '.join(row.name for row in failed)}",
+            context="\n".join(f"{row.name}: {row.required} wanted; {row.found}" for row in failed),
+            hint="; ".join(dict.fromkeys(row.fix for row in failed)),
+        )
     try:
         run(
             [str(artifact.kwbase), "version"], timeout_s=60,

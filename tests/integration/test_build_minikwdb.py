@@ -23,7 +23,8 @@ from kwdb_build.errors import ArtifactError, BuildError
 from kwdb_build.model import Artifact, BuildOptions, SourceTree, Toolchain, Verdict
 from kwdb_build.source.fetch import SourceRequest, fetch
 from kwdb_build.source.reference import Redirect
-from kwdb_build.toolchain.check import check, probe_image
+from kwdb_build.toolchain.check import check
+from kwdb_build.toolchain.probe import probe_image
 from kwdb_build.toolchain.requirements import Phase, read_requirements
 from tests.minikwdb.repositories import MiniRepositories
 
@@ -200,7 +201,7 @@ def test_the_image_has_what_the_tree_asks_for(
 ) -> None:
     tree, _ = first
     requirements = read_requirements(tree.path)
-    assert len(requirements.of(Phase.COMPILE)) >= 5
+    assert len(requirements.only(Phase.COMPILE).rows) >= 5
     facts = probe_image(
         engine, toolchain.image_tag, tmp_path / "check.log", requirements=requirements,
         environment=toolchain.environment,

@@ -103,7 +103,7 @@ def test_both_languages_together_and_the_stricter_one_counts() -> None:
     by_name = {(row.phase, row.name): row for row in rows}
     go = by_name[Phase.COMPILE, "Go"]
     assert (go.minimum, go.where) == ("1.16", "README.en.md:9")
-    assert "README.md:10" in go.note
+    assert go.differs == "README.md:10 says 1.15 or newer"
     assert by_name[Phase.COMPILE, "CMake"].where == "README.md:11"
     assert by_name[Phase.COMPILE, "gflags"].where == "README.en.md:11"
     assert len(rows) == 11
@@ -237,13 +237,13 @@ def test_a_tree_on_disk(tmp_path: Path) -> None:
         file.parent.mkdir(parents=True)
         file.write_text(text)
     read = read_requirements(tmp_path)
-    rows = named(read.of(Phase.COMPILE))
+    rows = named(read.only(Phase.COMPILE).rows)
     assert rows["CMake"].floor == "3.6"
     assert rows["automake"].advisory
     assert rows["libtool"].advisory
-    assert len(read.of(Phase.RUN)) == 3
+    assert len(read.only(Phase.RUN).rows) == 3
     (tmp_path / "README.md").write_text(CHINESE.replace("goyacc            | v0.8.0+", "libprotobuf | v3.6.1+"))
-    assert named(read_requirements(tmp_path).of(Phase.COMPILE))["libprotobuf"].maximum == "3.20.99"
+    assert named(read_requirements(tmp_path).only(Phase.COMPILE).rows)["libprotobuf"].maximum == "3.20.99"
 
 
 def test_a_tree_without_a_table_is_unknown_and_not_fine(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""This machine: whether KWDB can be compiled on it and run on it."""

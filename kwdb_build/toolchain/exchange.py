@@ -1,0 +1,39 @@
+"""Build images as files: made on a machine with network, taken on one without.
+
+The file is `docker save`'s archive, which every engine reads and whose layers are checked by their digests. Its tag
+names the lock, so that an image can only ever stand for the lock that it was made from.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kwdb_build.errors import DependencyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from kwdb_build.engine.base import Engine, StoredImage
+    from kwdb_build.model import Toolchain
+
+
+def export(toolchain: Toolchain, path: Path, *, engine: Engine) -> StoredImage:
+    """Write a toolchain's image, which the engine must have; DependencyError when the file cannot be written."""
+    try:
+        return engine.export_image(toolchain.image_tag, path)
+    except OSError as error:
+        raise DependencyError(
+            f"the image cannot be written to {path}: {error.strerror}", hint="choose another place with more room"
+        ) from error
+
+
+def take(path: Path, *, engine: Engine, known: Iterable[Toolchain]) -> tuple[StoredImage, Toolchain | None]:
+    """Give an exported image to the engine; and the toolchain here that has the same lock, None when none has.
+
+    Errors: DependencyError when there is no such file, EngineError when it is damaged.
+    """
+    if not path.is_file():
+        raise DependencyError(f"there is no file {path}", hint="`kwdb-build toolchain export NAME FILE` makes one")
+    loaded = engine.load_image(path)
+    return loaded, next((toolchain for toolchain in known if toolchain.image_tag == loaded.tag), None)
