@@ -80,8 +80,8 @@ def validity(pem: bytes) -> list[tuple[datetime, datetime]]:
     """(not before, not after) of every certificate of a PEM file (RFC 5280, 4.1.2.5); ValueError when it has none."""
     found = []
     for match in _PEM.finditer(pem):
-        body = _elements(next(_elements(next(_elements(base64.b64decode(match[1]))).content)).content)
-        fields = [element for element in body if element.tag != _EXPLICIT_0]
+        signed = _first(_first(base64.b64decode(match[1])).content)
+        fields = [element for element in _elements(signed.content) if element.tag != _EXPLICIT_0]
         times = list(_elements(fields[3].content)) if len(fields) > 3 else []  # noqa: PLR2004 - after serial, algorithm, issuer
         if len(times) != 2:  # noqa: PLR2004
             msg = "no validity where a certificate has it"
@@ -91,6 +91,14 @@ def validity(pem: bytes) -> list[tuple[datetime, datetime]]:
         msg = "no certificate in it"
         raise ValueError(msg)
     return found
+
+
+def _first(data: bytes) -> _Element:
+    element = next(_elements(data), None)
+    if element is None or element.tag != _SEQUENCE:
+        msg = "no certificate inside"
+        raise ValueError(msg)
+    return element
 
 
 def _elements(data: bytes) -> Iterator[_Element]:

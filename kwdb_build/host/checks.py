@@ -100,7 +100,7 @@ def check_kernel(
         ),
         _at_least(f"open files {whose}", None if soft_files == 0 else soft_files, _OPEN_FILES,
                   f"ulimit -n {_OPEN_FILES} before the start, or LimitNOFILE={_OPEN_FILES} in its unit"),
-        _at_least(f"locked memory {whose}", soft_lock, -1,
+        _at_least(f"locked memory {whose} (bytes)", soft_lock, -1,
                   "ulimit -l unlimited before the start, or LimitMEMLOCK=infinity in its unit"),
     )
 

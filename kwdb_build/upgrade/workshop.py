@@ -129,11 +129,14 @@ def summary(rows: tuple[CheckResult, ...]) -> str:
 
 def require_missing_nothing(rows: tuple[CheckResult, ...], log: Path) -> None:
     """DependencyError that names every failed row and its remedy; unknown rows are told, but do not stop a build."""
+    from kwdb_build.upgrade.examination import GROUPS
+
     failed = [row for row in rows if row.verdict == Verdict.FAIL]
     if failed:
+        places = ", ".join(dict.fromkeys(GROUPS.get(row.group, row.group) for row in failed))
         raise DependencyError(
-            f"the build image lacks what the source asks for: {', '.join(row.name for row in failed)}",
-            context="\n".join(f"{row.name}: {row.required} wanted, {row.found or 'nothing'} found" for row in failed),
+            f"something is missing ({places}): {', '.join(row.name for row in failed)}",
+            context="\n".join(f"{row.name}: wanted {row.required or 'it'}; {row.found or 'nothing'}" for row in failed),
             hint="; ".join(dict.fromkeys(row.fix for row in failed if row.fix)) or "choose another --toolchain",
             log=log,
         )

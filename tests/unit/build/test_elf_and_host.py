@@ -12,13 +12,17 @@ from kwdb_build.build.elf import drop_build_paths, highest, provided_versions, r
 from kwdb_build.build.host import (
     Floor,
     HostFacts,
+    check_links,
     glibc_floor,
     host_facts,
     host_supports,
+    loader_row,
     parse_loader_cache,
 )
+from kwdb_build.errors import ArtifactError
 from kwdb_build.files import manifest_of
 from kwdb_build.model import Artifact, BuildKey, Verdict, Version
+from kwdb_build.upgrade.workshop import require_runs_here
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc to make real ELF files with")
 
@@ -149,3 +153,47 @@ def test_the_loaders_cache() -> None:
     assert parse_loader_cache(CACHE, "x86_64") == {
         "libz.so.1": "/lib/x86_64-linux-gnu/libz.so.1", "ld-linux-x86-64.so.2": "/lib64/ld-linux-x86-64.so.2",
     }
+
+
+def built(install: Path) -> Artifact:
+    return Artifact(
+        key=BuildKey.of({}), path=install, version=Version.parse("V3.2.1"), commit="0" * 40, files=manifest_of(install)
+    )
+
+
+@needs_gcc
+@pytest.mark.skipif(shutil.which("ldd") is None, reason="no ldd")
+def test_the_loader_itself_says_what_is_missing(tmp_path: Path) -> None:
+    compiled(tmp_path, runpath="$ORIGIN/../lib")
+    install = tmp_path / "install"
+    assert {row.verdict for row in check_links(built(install), host_facts())} == {Verdict.OK}
+    # Its own library now needs one that no host has.
+    (tmp_path / "three.c").write_text("int three(void) { return 3; }\n")
+    for name in ("libprotobuf.so.99", "libnobody.so.1"):
+        subprocess.run(
+            ["gcc", "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", tmp_path / name, tmp_path / "three.c"], check=True
+        )
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-Wl,--no-as-needed", "-Wl,-soname,libcommon.so", "-o", install / "lib/libcommon.so",
+         tmp_path / "two.c", tmp_path / "libprotobuf.so.99", tmp_path / "libnobody.so.1"], check=True,
+    )
+    row = check_links(built(install), host_facts())[-1]
+    assert (row.verdict, row.found) == (Verdict.FAIL, "missing: libnobody.so.1; missing: libprotobuf.so.99")
+    assert "apt-get install libprotobuf99" in row.fixes
+    assert "dnf install protobuf" in row.fixes
+    with pytest.raises(ArtifactError, match=r"this host cannot load V3\.2\.1") as caught:
+        require_runs_here(built(install))
+    assert "libprotobuf.so.99" in caught.value.context
+    assert "install" in caught.value.hint
+    assert "--toolchain" in caught.value.hint
+
+
+def test_a_loader_that_finds_too_old_versions() -> None:
+    answer = (
+        "./kwbase: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.38' not found (required by ./kwbase)\n"
+        "\tlibm.so.6 => /lib/x86_64-linux-gnu/libm.so.6 (0x0)\n"
+    )
+    row = loader_row(("libm.so.6",), answer)
+    assert (row.verdict, row.found) == (Verdict.FAIL, "too old: GLIBC_2.38 (for kwbase)")
+    assert loader_row(("libm.so.6",), "\tlibm.so.6 => /lib/libm.so.6 (0x0)\n").verdict is Verdict.OK
+    assert loader_row(("libm.so.6",), "exited with unknown exit code (139)").verdict is Verdict.UNKNOWN
