@@ -124,6 +124,13 @@ def check(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def doctor(session: nox.Session) -> None:
+    """Look at the tool and its surroundings, for a bug report: nox -s doctor [-- --online]."""
+    _install(session)
+    _run_module(session, "kwdb_build", "doctor")
+
+
+@nox.session(default=False)
 def build(session: nox.Session) -> None:
     """Build an artifact: nox -s build -- V3.2.1 [options]."""
     _verb(session, "build", engine=True)

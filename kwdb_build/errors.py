@@ -37,6 +37,7 @@ class ExitCode(IntEnum):
     ROLLED_BACK = 20
     ROLLBACK_FAILED = 21
     NEEDS_RESUME = 22
+    DOCTOR = 30
     INTERRUPTED = 130
 
 
@@ -62,6 +63,7 @@ EXIT_CODE_MEANINGS: dict[ExitCode, str] = {
     ExitCode.ROLLED_BACK: "the upgrade failed; the old version runs again on its own data and was verified",
     ExitCode.ROLLBACK_FAILED: "the upgrade failed and so did the way back: a person is needed now",
     ExitCode.NEEDS_RESUME: "a run was cut off; `kwdb-build resume` or `kwdb-build rollback` finishes it",
+    ExitCode.DOCTOR: "`doctor` found something that is wrong; nothing changed",
     ExitCode.INTERRUPTED: "stopped on request (Ctrl-C) at a safe point; nothing changed",
 }
 

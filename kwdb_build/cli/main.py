@@ -30,6 +30,7 @@ _VERBS = {
     "fetch": ("building", "Fetch the source of a reference with its pinned submodules."),
     "check": ("checking", "Check what a reference asks for: build image, host, machine."),
     "build": ("building", "Build a reference into a stored artifact."),
+    "doctor": ("doctor", "Look at this tool and its surroundings, for a bug report."),
     "toolchain": ("toolchain", "Toolchains: list, show, lock, build, export, import."),
 }
 

@@ -82,7 +82,7 @@ def hold_stores(stores: tuple[Path, ...]) -> Iterator[None]:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise LockedError(
-                    f"another upgrade works on the store {store}", context=_flock_holder(fd),
+                    f"another upgrade works on the store {store}", context=flock_holder(fd),
                     hint="wait until it has ended",
                 ) from error
         yield
@@ -91,7 +91,7 @@ def hold_stores(stores: tuple[Path, ...]) -> Iterator[None]:
             os.close(fd)
 
 
-def _flock_holder(fd: int) -> str:
+def flock_holder(fd: int) -> str:
     """Name the process that holds a flock, from /proc/locks (its third-last columns are pid, device:inode)."""
     info = os.fstat(fd)
     wanted = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
