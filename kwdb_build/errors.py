@@ -34,6 +34,8 @@ class ExitCode(IntEnum):
     START = 15
     VERIFY = 16
     NOT_REPRODUCIBLE = 17
+    PATCH = 18
+    BUNDLE = 19
     ROLLED_BACK = 20
     ROLLBACK_FAILED = 21
     NEEDS_RESUME = 22
@@ -60,6 +62,8 @@ EXIT_CODE_MEANINGS: dict[ExitCode, str] = {
     ExitCode.START: "a server did not become ready",
     ExitCode.VERIFY: "the verification suite failed (verb `verify` alone)",
     ExitCode.NOT_REPRODUCIBLE: "two builds of the same key differ (`build --verify-reproducible`)",
+    ExitCode.PATCH: "a patch does not apply, or is not allowed to; nothing changed",
+    ExitCode.BUNDLE: "a bundle is damaged, altered, or not signed as wanted; nothing of it was used",
     ExitCode.ROLLED_BACK: "the upgrade failed; the old version runs again on its own data and was verified",
     ExitCode.ROLLBACK_FAILED: "the upgrade failed and so did the way back: a person is needed now",
     ExitCode.NEEDS_RESUME: "a run was cut off; `kwdb-build resume` or `kwdb-build rollback` finishes it",
@@ -134,6 +138,32 @@ class SubmoduleError(SourceError):
     """A submodule's pinned commit cannot be had, or is not what was checked out."""
 
     reference = "submodule"
+
+
+class UnsafeArchiveError(SourceError):
+    """An archive of the source is damaged, or holds what must not be unpacked."""
+
+    reference = "unsafe-archive"
+
+
+class DirtySourceError(SourceError):
+    """A working tree has uncommitted changes, and nobody said that they are wanted."""
+
+    reference = "dirty-source"
+
+
+class PatchError(KwdbBuildError):
+    """A patch does not apply, leads out of the tree, or is none."""
+
+    exit_code = ExitCode.PATCH
+    reference = "patch"
+
+
+class BundleError(KwdbBuildError):
+    """A bundle is damaged, altered, of another kind, or lacks the wanted signature."""
+
+    exit_code = ExitCode.BUNDLE
+    reference = "bundle"
 
 
 class DependencyError(KwdbBuildError):

@@ -19,7 +19,7 @@ SOURCE_SUFFIX = Path("src/gitee.com/kwbasedb")
 
 _VERSION = re.compile(
     r"^[Vv]?(?P<release>\d+(?:\.\d+){1,3})(?:[_-]?(?P<pre>(?:RC|rc|beta|alpha)\d*))?"
-    r"(?:-(?P<ahead>\d+)-g(?P<commit>[0-9a-f]{4,40}))?(?P<dirty>-dirty)?$"
+    r"(?:-(?P<ahead>\d+)-g(?P<commit>[0-9a-f]{4,40}))?(?:-patched-(?P<patched>[0-9a-f]{8}))?(?P<dirty>-dirty)?$"
 )
 
 
@@ -27,13 +27,15 @@ _VERSION = re.compile(
 class Version:
     """A KWDB version text as `git describe --tags --dirty --match='V[0-9]*'` or the server prints it.
 
-    Ordered by release, then pre-release before release, then commits ahead of the tag.
+    Ordered by release, then pre-release before release, then commits ahead of the tag. Of ours is `-patched-<8 hex>`,
+    the digest of the patches on top: V3.2.1-patched-1a2b3c4d is V3.2.1 as far as its data is concerned.
     """
 
     text: str
     release: tuple[int, ...]
     pre: str = ""
     ahead: int = 0
+    patched: str = ""
     dirty: bool = False
 
     @classmethod
@@ -48,6 +50,7 @@ class Version:
             release=tuple(int(part) for part in match["release"].split(".")),
             pre=(match["pre"] or "").upper(),
             ahead=int(match["ahead"] or 0),
+            patched=match["patched"] or "",
             dirty=match["dirty"] is not None,
         )
 
@@ -66,6 +69,12 @@ class Version:
     def __gt__(self, other: Version) -> bool:
         return self._key() > other._key()
 
+    def marked(self, *, patched: str = "", dirty: bool = False) -> Version:
+        """The version of the same source with these patches on top, or with uncommitted changes in it."""
+        patched, dirty = patched or self.patched, dirty or self.dirty
+        plain = self.text.removesuffix("-dirty").removesuffix(f"-patched-{self.patched}")
+        return Version.parse(f"{plain}{f'-patched-{patched}' if patched else ''}{'-dirty' if dirty else ''}")
+
     def same_release(self, other: Version) -> bool:
         """Whether both come from the same release tag, patched or not."""
         return self._key()[:3] == other._key()[:3]
@@ -76,18 +85,43 @@ class Version:
 
 @dataclass(frozen=True, kw_only=True)
 class Submodule:
-    """One submodule: its path in the tree, the URL in .gitmodules and the commit the tree pins."""
+    """One submodule: its path in the tree, the URL in .gitmodules and the commit that is checked out.
+
+    pinned is the commit the tree asks for when that is another one, else ''. Where the source is no git repository,
+    commit is `sha256:` and the digest of the submodule's files.
+    """
 
     path: str
     url: str
     commit: str
+    pinned: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch:
+    """One patch of a build: its name for people, the digest of its bytes, and how its paths are read.
+
+    directory: the submodule (or other directory of the tree) that its paths are relative to, '' for the tree's top;
+    strip: leading components to drop from them (patch -pN).
+    """
+
+    name: str
+    sha256: str
+    directory: str = ""
+    strip: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceTree:
     """A checkout: everything that decides what will be built.
 
-    path ends in src/gitee.com/kwbasedb; commit_time is the commit's own time (unix seconds, for SOURCE_DATE_EPOCH).
+    path ends in src/gitee.com/kwbasedb. commit_time (unix seconds) becomes SOURCE_DATE_EPOCH: the commit's own time; of
+    an archive or a plain directory the newest time of its files.
+
+    origin: 'git' (fetched), 'archive', 'directory' (no git repository), 'worktree' (a developer's checkout), 'bundle'.
+    commit: what HEAD is; of an archive or directory a commit that kwdb-build made of its files, the same for the same
+    files, times and version. content: sha256 over path, mode and content of all files, '' for a plain fetch.
+    patches were applied in this order. changed: uncommitted changes that are included, letters of git status and path.
     """
 
     path: Path
@@ -97,6 +131,10 @@ class SourceTree:
     version: Version
     commit_time: int
     submodules: tuple[Submodule, ...]
+    origin: str = "git"
+    content: str = ""
+    patches: tuple[Patch, ...] = ()
+    changed: tuple[str, ...] = ()
 
     @property
     def gopath(self) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kwdb_build.build.recipe import RECIPE_VERSION, check_options, recipe_for
 from kwdb_build.model import BuildKey
@@ -17,19 +17,23 @@ KEY_FORMAT = 1
 def build_key(tree: SourceTree, toolchain: Toolchain, options: BuildOptions) -> BuildKey:
     """Key of building tree with toolchain and options; pure.
 
-    The version text counts beside the commit: the same commit under another tag is stamped otherwise. Where the
-    checkout lies, its URL, the number of jobs and the time of the build do not count. UsageError for an option that
-    the recipe does not take.
+    The version text counts beside the commit: the same commit under another tag is stamped otherwise. Patches count by
+    their bytes and order, archives and uncommitted changes by the digest of all files. Where the checkout lies, its
+    URL, the number of jobs and the time of the build do not count. UsageError for an option that the recipe does not
+    take.
     """
     check_options(options)
+    source: dict[str, Any] = {
+        "commit": tree.commit,
+        "submodules": sorted([module.path, module.commit] for module in tree.submodules),
+        "patches": [[patch.directory, patch.strip, patch.sha256] for patch in tree.patches],
+    }
+    if tree.changed or tree.origin in {"archive", "directory"}:
+        source["content"] = tree.content  # no commit says what these files are
     return BuildKey.of(
         {
             "format": KEY_FORMAT,
-            "source": {
-                "commit": tree.commit,
-                "submodules": sorted([module.path, module.commit] for module in tree.submodules),
-                "patches": [],
-            },
+            "source": source,
             "version": tree.version.text,
             "toolchain": {
                 "name": toolchain.name,

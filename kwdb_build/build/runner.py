@@ -15,6 +15,7 @@ from kwdb_build.build.progress import Tracker, first_error, out_of_memory
 from kwdb_build.engine.base import Mount, RunSpec
 from kwdb_build.errors import BuildError
 from kwdb_build.files import require_space, walk_files
+from kwdb_build.model import to_json
 from kwdb_build.scratch import scratch_directory
 from kwdb_build.source.inspect import copy_tree
 
@@ -82,7 +83,10 @@ def build(
         progress.update("storing the build")
         return store.add(
             key, run.installed, version=tree.version, commit=tree.commit, built_s=time.monotonic() - began,
-            details={"image": engine.image_id(image) or image, "toolchain": toolchain.name, **details},
+            details={
+                "image": engine.image_id(image) or image, "toolchain": toolchain.name, "source": to_json(tree),
+                **details,
+            },
         )
 
 

@@ -9,6 +9,8 @@ import click
 from kwdb_build.cli.options import building, common, source, verb
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kwdb_build.config import Settings
     from kwdb_build.console import Console
 
@@ -21,43 +23,55 @@ def make_workshop(console: Console, settings: Settings) -> Any:
     return Workshop(settings, console, private_directory(settings.home / "logs"))
 
 
-def fetch_tree(workshop: Any, console: Console, settings: Settings, ref: str, step: tuple[int, int]) -> Any:
-    """Fetch a reference as one step of a verb."""
+def fetch_tree(
+    workshop: Any, console: Console, settings: Settings, ref: str, step: tuple[int, int], options: Mapping[str, Any]
+) -> Any:
+    """Have the source of a reference, or what the options put in its place, as one step of a verb."""
+    from kwdb_build.cli.source import chosen
+    from kwdb_build.upgrade.workshop import fetched
+
+    ref, choice = chosen(settings, ref, options)
     with console.step(*step, f"fetch {ref}"):
-        tree = workshop.fetch(ref, url=settings.url, redirects=settings.redirect)
-        console.update(f"{tree.version} at {tree.commit[:12]}, {len(tree.submodules)} submodules pinned")
+        tree = workshop.fetch(ref, url=settings.url, redirects=settings.redirect, choice=choice)
+        console.update(fetched(tree))
     return tree
 
 
 @click.command()
-@click.argument("ref")
+@click.argument("ref", required=False, default="")
 @source
 @common
 @verb
-def fetch(console: Console, settings: Settings, *, ref: str, **_: Any) -> int:
-    """Fetch the source of REF (tag, branch or commit) with its submodules at the pinned commits."""
-    tree = fetch_tree(make_workshop(console, settings), console, settings, ref, (1, 1))
+def fetch(console: Console, settings: Settings, *, ref: str, **options: Any) -> int:
+    """Fetch the source of REF (tag, branch or commit) with its submodules at the pinned commits.
+
+    REF can also be an archive (./KWDB-V3.2.1.tar.gz), a plain directory or a git checkout: a path begins with / or ./
+    """
+    from kwdb_build.source.difference import facts
+
+    tree = fetch_tree(make_workshop(console, settings), console, settings, ref, (1, 1), options)
     if console.as_json:
         console.data({"source": tree})
         return 0
     rows = [("version", str(tree.version)), ("commit", tree.commit), ("path", str(tree.path))]
     rows += [(submodule.path, f"{submodule.commit}  {submodule.url}") for submodule in tree.submodules]
+    rows += [("source" if number == 0 else "", line) for number, line in enumerate(facts(tree))]
     console.table("", ("", ""), rows, data=True)
     return 0
 
 
 @click.command()
-@click.argument("ref")
+@click.argument("ref", required=False, default="")
 @source
 @building
 @common
 @verb
-def build(console: Console, settings: Settings, *, ref: str, **_: Any) -> int:
+def build(console: Console, settings: Settings, *, ref: str, **options: Any) -> int:
     """Build REF into a stored artifact, or look it up when it was built before."""
     from kwdb_build.upgrade.workshop import require_missing_nothing, summary
 
     workshop = make_workshop(console, settings)
-    tree = fetch_tree(workshop, console, settings, ref, (1, 3))
+    tree = fetch_tree(workshop, console, settings, ref, (1, 3), options)
     with console.step(2, 3, "check the compilation dependencies"):
         if workshop.find(tree) is not None:
             console.update("not needed: this build is already stored")

@@ -19,7 +19,7 @@ _TROUBLE = ("fail", "warn", "unknown")
 
 
 @click.command()
-@click.argument("ref")
+@click.argument("ref", required=False, default="")
 @click.option("--host", is_flag=True, help="Also whether this host could compile it without a container.")
 @source
 @building
@@ -28,7 +28,7 @@ _TROUBLE = ("fail", "warn", "unknown")
 @verb
 def check(
     console: Console, settings: Settings, *, ref: str, host: bool = False, pid: int | None = None,
-    store: Path | None = None, listen: str | None = None, **_: Any,
+    store: Path | None = None, listen: str | None = None, **options: Any,
 ) -> int:
     """Check what the source of REF asks for: against the build image, and against this host to run it."""
     from kwdb_build.cli.building import fetch_tree, make_workshop
@@ -37,7 +37,7 @@ def check(
     from kwdb_build.upgrade.workshop import require_missing_nothing, summary
 
     workshop = make_workshop(console, settings)
-    tree = fetch_tree(workshop, console, settings, ref, (1, 3))
+    tree = fetch_tree(workshop, console, settings, ref, (1, 3), options)
     with console.step(2, 3, "check the build image"):
         rows = workshop.check(tree)
         console.update(summary(rows))

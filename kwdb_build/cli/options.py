@@ -26,6 +26,16 @@ _SOURCE = (
     click.option("--redirect", multiple=True, metavar="PREFIX=PREFIX",
                  help="Fetch URLs that begin with the first prefix from the second one (submodules too). Repeatable."),
 )
+_ORIGIN = (
+    click.option("--source", "local", type=_PATH, metavar="FILE|DIR",
+                 help="Archive, directory or git checkout to build instead of REF."),
+    click.option("--source-version", metavar="VERSION", help="What that source is, when its name does not say it."),
+    click.option("--dirty", is_flag=True, help="Build uncommitted changes of a checkout, too."),
+    click.option("--submodule", "submodule_sources", multiple=True, metavar="PATH=FILE|DIR",
+                 help="What holds a submodule of an archive or directory. Repeatable."),
+    click.option("--patch", "patches", multiple=True, metavar="[DIRECTORY=]FILE|DIR",
+                 help="Patch, or directory of patches (quilt series, git format-patch), on top of it all. Repeatable."),
+)
 _SERVER = (
     click.option("--pid", type=int, help="The server with this process id."),
     click.option("--store", type=_PATH, help="The server with this store directory."),
@@ -52,7 +62,7 @@ def stack(options: tuple[Callable[[Any], Any], ...]) -> Callable[[Any], Any]:
 
 
 common = stack(_COMMON)
-source = stack(_SOURCE)
+source = stack((*_SOURCE, *_ORIGIN))
 server = stack(_SERVER)
 building = stack(_BUILD)
 

@@ -48,6 +48,7 @@ def _rows(run: RunResult) -> list[tuple[str, str]]:
     rows = [
         ("old version", run.old_version or "?"),
         ("new version", f"{run.new_version or run.ref}  (commit {run.commit[:12]})" if run.commit else run.ref),
+        *([("source", "\n".join(run.source[:_SHOWN_FAILURES]))] if run.source else []),
         ("downtime", _downtime(run)),
         ("checks", f"{passed} of {len(run.checks)} passed" if run.checks else "not reached"),
     ]

@@ -34,20 +34,22 @@ _gate_options = stack(_GATE)
 _wait_options = stack(_WAITS)
 
 
-def _request(settings: Settings, ref: str, options: dict[str, Any]) -> Any:
+def _request(settings: Settings, ref: str, options: dict[str, Any], *, keep: bool) -> Any:
+    from kwdb_build.cli.source import chosen
     from kwdb_build.model import to_json
     from kwdb_build.upgrade.rundir import UpgradeRequest
 
     store: Path | None = options["store"]
+    ref, choice = chosen(settings, ref, options, keep=keep)
     return UpgradeRequest(
-        ref=ref, url=settings.url, redirects=settings.redirect, pid=options["pid"],
+        ref=ref, choice=choice, url=settings.url, redirects=settings.redirect, pid=options["pid"],
         store=store.absolute() if store else None, listen=options["listen"], allow_same=options["allow_same"],
         no_backup=options["no_backup"], settings=to_json(settings.model_dump(mode="json", exclude={"home"})),
     )
 
 
 @click.command()
-@click.argument("ref")
+@click.argument("ref", required=False, default="")
 @source
 @server
 @building
@@ -57,7 +59,7 @@ def _request(settings: Settings, ref: str, options: dict[str, Any]) -> Any:
 @common
 @verb
 def upgrade(console: Console, settings: Settings, *, ref: str, dry_run: bool, yes: bool, **options: Any) -> int:
-    """Upgrade a running kwbase to REF (tag, branch or commit), or go back by itself.
+    """Upgrade a running kwbase to REF (tag, branch, commit; or an archive, directory or checkout by its path).
 
     The old server runs on while the new version is fetched, checked and built. Then it is stopped, its data is backed
     up and verified, binary and libraries are switched, and it is started with the same command. A failed start or
@@ -73,7 +75,7 @@ def upgrade(console: Console, settings: Settings, *, ref: str, dry_run: bool, ye
         raise RefusedError("an upgrade restarts a server and nobody is here to confirm it",
                            hint="pass -y, or look at the plan first with -n")
     try:
-        result = session.upgrade(_request(settings, ref, options), settings, console, assume_yes=yes)
+        result = session.upgrade(_request(settings, ref, options, keep=True), settings, console, assume_yes=yes)
     except KwdbBuildError:
         render.ended(console, settings)
         raise
@@ -82,7 +84,7 @@ def upgrade(console: Console, settings: Settings, *, ref: str, dry_run: bool, ye
 
 
 @click.command()
-@click.argument("ref")
+@click.argument("ref", required=False, default="")
 @source
 @server
 @building
@@ -97,12 +99,13 @@ def plan(console: Console, settings: Settings, *, ref: str, **options: Any) -> i
 def _plan(console: Console, settings: Settings, ref: str, options: dict[str, Any]) -> int:
     from kwdb_build.upgrade.plan import make_plan
 
-    made = make_plan(_request(settings, ref, options), settings)
+    request = _request(settings, ref, options, keep=False)
+    made = make_plan(request, settings)
     if console.as_json:
         console.data({"plan": made})
         return 0
     rows = [(str(n), a.step, a.action, a.reason) for n, a in enumerate(made.actions, 1)]
-    console.table(f"Plan: {made.old_version} -> {ref}", ("", "step", "action", "reason"), rows, data=True)
+    console.table(f"Plan: {made.old_version} -> {request.ref}", ("", "step", "action", "reason"), rows, data=True)
     console.note("nothing was written or changed")
     return 0
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kwdb_build.console import Progress
 from kwdb_build.errors import SourceError, SpaceError
-from kwdb_build.files import require_space
+from kwdb_build.files import require_space, sha256_of
 from kwdb_build.model import SOURCE_SUFFIX, SourceTree, Submodule, Version
 from kwdb_build.source.client import GitClient
 from kwdb_build.source.mirror import MARGIN_BYTES, directory_bytes
@@ -62,9 +64,10 @@ def read_tree(path: Path, *, url: str, ref: str, client: GitClient | None = None
     )
 
 
-def read_version(git: GitClient, path: Path) -> Version:
-    """The version text that a build in path would carry."""
-    found = git.run(*DESCRIBE, cwd=path, what="describing the version", check=False)
+def read_version(git: GitClient, path: Path, *, dirty: bool = True) -> Version:
+    """The version text that a build in path would carry; on request without -dirty and without a look at the files."""
+    describe = DESCRIBE if dirty else tuple(word for word in DESCRIBE if word != "--dirty")
+    found = git.run(*describe, cwd=path, what="describing the version", check=False)
     if not found.ok:
         raise SourceError(
             "no version tag (V and a number) in the history of this commit", context=redact(found.stderr),
@@ -110,6 +113,38 @@ def holds_store(path: Path) -> Path | None:
     return None
 
 
+def content_digest(path: Path) -> str:
+    """Sha256 over path, mode (100644, 100755, 120000) and content of every file below path, `.git` left out.
+
+    Nothing else counts: not times, owners, empty directories, or what umask made of the mode.
+    """
+    total = hashlib.sha256()
+    for name, (mode, digest) in sorted(contents(path).items()):
+        total.update(f"{mode} {digest} ".encode() + os.fsencode(name) + b"\0")
+    return total.hexdigest()
+
+
+def contents(path: Path) -> dict[str, tuple[str, str]]:
+    """Relative name -> mode and sha256 of every file below path, `.git` left out."""
+    return {name: (mode, digest) for name, mode, digest in _contents(path, "")}
+
+
+def _contents(directory: Path, prefix: str) -> Iterator[tuple[str, str, str]]:
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            name = f"{prefix}{entry.name}"
+            if entry.name == ".git":
+                continue
+            if entry.is_symlink():
+                target = os.readlink(entry.path)  # noqa: PTH115  # Path would tidy the target
+                yield name, "120000", hashlib.sha256(os.fsencode(target)).hexdigest()
+            elif entry.is_dir():
+                yield from _contents(Path(entry.path), f"{name}/")
+            elif entry.is_file():
+                mode = "100755" if entry.stat().st_mode & 0o100 else "100644"
+                yield name, mode, sha256_of(Path(entry.path))
+
+
 def copy_tree(
     tree: SourceTree,
     destination_gopath: Path,
@@ -147,11 +182,15 @@ def copy_tree(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    copied = read_tree(target, url=tree.url, ref=tree.ref, client=git)
+    if tree.content:
+        same, copied = content_digest(target) == tree.content, replace(tree, path=target)
+    else:
+        copied = read_tree(target, url=tree.url, ref=tree.ref, client=git)
+        same = (copied.commit, copied.version, copied.submodules) == (tree.commit, tree.version, tree.submodules)
     for place in ("", *(submodule.path for submodule in tree.submodules)):
         # Last, as `git describe --dirty` may write the index anew, owned by whoever runs it.
         _own(_index(git, target / place), uid, gid)
-    if (copied.commit, copied.version, copied.submodules) != (tree.commit, tree.version, tree.submodules):
+    if not same:
         raise SourceError(
             "the working copy is not what was copied", context=f"{tree.version} {tree.commit}\n"
             f"{copied.version} {copied.commit}", hint="something changed the fetched tree meanwhile: run it again",

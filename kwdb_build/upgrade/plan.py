@@ -42,11 +42,13 @@ def make_plan(request: UpgradeRequest, settings: Settings) -> Plan:
     selector = discover.Selector(pid=request.pid, store=request.store, listen=request.listen)
     deployment = capture.capture(discover.choose(discover.find_servers(), selector).pid)
     gate.require_supported_deployment(deployment)
-    source = SourceRequest(
-        url=request.url, ref=request.ref, redirects=tuple(parse_redirect(pair) for pair in request.redirects)
-    )
-    seen = preview(source, home=settings.home)
-    commit, tree = seen.commit, seen.tree
+    commit, tree = "", None
+    if request.choice.local is None:
+        source = SourceRequest(
+            url=request.url, ref=request.ref, redirects=tuple(parse_redirect(pair) for pair in request.redirects)
+        )
+        seen = preview(source, home=settings.home)
+        commit, tree = seen.commit, seen.tree if not request.choice.patches else None
     if tree is not None:
         gate.require_supported_version(deployment.version, tree.version, allow_same=request.allow_same)
     return Plan(
@@ -62,12 +64,11 @@ def _before_the_stop(
     request: UpgradeRequest, settings: Settings, deployment: Deployment, commit: str, tree: SourceTree | None
 ) -> tuple[Action, ...]:
     stores = ", ".join(str(store.path) for store in deployment.stores)
-    fetched = f"{request.ref} is {commit[:12]}"
+    fetched = _source_in_words(request, commit, tree)
     artifact = _stored(settings, tree) if tree is not None else False
     return (
         Action(step="capture", action="run", reason=f"pid {deployment.pid} runs {deployment.version} on {stores}"),
-        Action(step="fetch", action="reuse" if tree else "run",
-               reason=f"{fetched}, already fetched" if tree else f"{fetched}, to be fetched from {request.url}"),
+        Action(step="fetch", action="reuse" if tree else "run", reason=fetched),
         Action(step="gate", action="run",
                reason=f"{deployment.version} -> {tree.version} is allowed" if tree else "asked after the fetch"),
         Action(step="check", action="skip" if artifact else "run",
@@ -78,6 +79,16 @@ def _before_the_stop(
                reason="keep the old files, write the new ones beside them under temporary names"),
         Action(step="baseline", action="run", reason=f"count and checksum every table at {deployment.sql}"),
     )
+
+
+def _source_in_words(request: UpgradeRequest, commit: str, tree: SourceTree | None) -> str:
+    choice = request.choice
+    patched = "".join(f", then patch {patch.name}" for patch in choice.patches)
+    if choice.local is not None:
+        return f"copied from {choice.local}{patched}"
+    if tree is not None:
+        return f"{request.ref} is {commit[:12]}, already fetched"
+    return f"{request.ref} is {commit[:12]}, to be fetched from {request.url}{patched}"
 
 
 def _the_restart(request: UpgradeRequest, settings: Settings, deployment: Deployment) -> tuple[Action, ...]:

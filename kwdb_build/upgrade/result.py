@@ -11,6 +11,7 @@ from kwdb_build import config
 from kwdb_build.errors import ExitCode, KwdbBuildError
 from kwdb_build.files import load_json, read_json
 from kwdb_build.model import to_json
+from kwdb_build.source.difference import facts
 from kwdb_build.upgrade import room
 from kwdb_build.upgrade.journal import Event, Phase
 
@@ -34,6 +35,7 @@ class StepTime:
 class RunResult:
     """Everything worth telling about a run. downtime_s: SIGTERM to the first answered SELECT; -1 when not known.
 
+    source: what makes the source another one than a plain fetch of its commit (patches, archives, uncommitted changes).
     checks: the last verification; rejected_checks: that of the new version, when the last one was of the old.
     """
 
@@ -45,6 +47,7 @@ class RunResult:
     ref: str = ""
     commit: str = ""
     submodules: dict[str, str] = field(default_factory=dict)
+    source: tuple[str, ...] = ()
     build_key: str = ""
     began: float = 0.0
     ended: float = 0.0
@@ -144,6 +147,7 @@ def _versions(context: Context) -> dict[str, Any]:
         found |= {
             "new_version": str(tree.version), "commit": tree.commit,
             "submodules": {submodule.path: submodule.commit for submodule in tree.submodules},
+            "source": facts(tree),
         }
     if run.artifact.exists():
         found["build_key"] = context.artifact.key.digest

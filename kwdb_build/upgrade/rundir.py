@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from kwdb_build.errors import UsageError
 from kwdb_build.files import PRIVATE, load_json, private_directory, read_json, write_json
+from kwdb_build.source.gather import SourceChoice
 from kwdb_build.upgrade import room
 
 _T = TypeVar("_T")
@@ -23,6 +24,7 @@ class UpgradeRequest:
     ref: str
     url: str
     redirects: tuple[str, ...] = ()
+    choice: SourceChoice = field(default_factory=SourceChoice)
     pid: int | None = None
     store: Path | None = None
     listen: str | None = None

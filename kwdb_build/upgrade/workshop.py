@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kwdb_build.console import Console
     from kwdb_build.engine.base import Engine
     from kwdb_build.model import Artifact, CheckResult, SourceTree, Toolchain
+    from kwdb_build.source.gather import SourceChoice
 
 
 class Workshop:
@@ -38,13 +39,18 @@ class Workshop:
         """Log file of one piece of work."""
         return self._logs / f"{name}.log"
 
-    def fetch(self, ref: str, *, url: str, redirects: tuple[str, ...]) -> SourceTree:
-        """Fetch a reference into the home's source cache."""
-        from kwdb_build.source.fetch import SourceRequest, fetch
+    def fetch(
+        self, ref: str, *, url: str, redirects: tuple[str, ...], choice: SourceChoice | None = None
+    ) -> SourceTree:
+        """Have the source of a reference, or what was chosen in its place, in the home's source cache."""
+        from kwdb_build.source.fetch import SourceRequest
+        from kwdb_build.source.gather import SourceChoice, gather
         from kwdb_build.source.reference import parse_redirect
 
         request = SourceRequest(url=url, ref=ref, redirects=tuple(parse_redirect(pair) for pair in redirects))
-        return fetch(request, home=self._settings.home, progress=self._console, log=self.log("fetch"))
+        return gather(
+            request, choice or SourceChoice(), home=self._settings.home, progress=self._console, log=self.log("fetch")
+        )
 
     def toolchain(self, tree: SourceTree) -> Toolchain:
         """The toolchain of the settings, or the one that serves the tree's version."""
@@ -119,6 +125,19 @@ def choose_toolchain(settings: Settings, tree: SourceTree) -> Toolchain:
     return load.choose(
         tree.version, search=root, home=settings.home, base_image=settings.base_image, host_glibc=host_glibc()
     )
+
+
+def fetched(tree: SourceTree) -> str:
+    """What came of a fetch, in a line."""
+    if tree.origin in {"archive", "directory"}:
+        where = f"files {tree.content[:12]}, {len(tree.submodules)} submodules"
+    else:
+        moved = sum(bool(module.pinned) for module in tree.submodules)
+        pinned = f"{len(tree.submodules) - moved} submodules pinned" + (f", {moved} not" if moved else "")
+        where = f"at {tree.commit[:12]}, {pinned}"
+    patches = f", {len(tree.patches)} patches" if tree.patches else ""
+    changed = f", {len(tree.changed)} uncommitted changes" if tree.changed else ""
+    return f"{tree.version} {where}{patches}{changed}"
 
 
 def summary(rows: tuple[CheckResult, ...]) -> str:

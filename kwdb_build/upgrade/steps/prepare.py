@@ -10,9 +10,10 @@ from kwdb_build.model import Verdict
 from kwdb_build.upgrade import gate, service
 from kwdb_build.upgrade.lock import hold_stores
 from kwdb_build.upgrade.steps.base import Step
-from kwdb_build.upgrade.workshop import require_missing_nothing, summary
+from kwdb_build.upgrade.workshop import fetched, require_missing_nothing, summary
 
 if TYPE_CHECKING:
+    from kwdb_build.model import SourceTree
     from kwdb_build.upgrade.context import Context
 
 
@@ -60,10 +61,12 @@ class Fetch(Step):
     def apply(self, context: Context) -> dict[str, Any]:
         """Fetch, with submodules at their pinned commits."""
         request = context.request
-        tree = context.workshop.fetch(request.ref, url=request.url, redirects=request.redirects)
+        tree = context.workshop.fetch(
+            request.ref, url=request.url, redirects=request.redirects, choice=request.choice
+        )
         context.run.save(context.run.source, tree)
         context.__dict__.pop("tree", None)
-        context.console.update(f"{tree.version} at {tree.commit[:12]}, {len(tree.submodules)} submodules pinned")
+        context.console.update(fetched(tree))
         return {"commit": tree.commit, "version": str(tree.version)}
 
 
@@ -160,9 +163,15 @@ def _question(context: Context) -> str:
     backup = "no backup (as you asked)" if context.request.no_backup else f"a verified backup in {context.run.path}"
     return (
         f"Upgrade pid {deployment.pid} from {deployment.version} to {context.tree.version} "
-        f"({context.tree.commit[:12]})?\n  It keeps running while the new version is built, then it is restarted once; "
+        f"({_named(context.tree)})?\n  It keeps running while the new version is built, then it is restarted once; "
         f"clients at {deployment.sql} are cut off meanwhile.\n  store: {stores}\n  with {backup}"
     )
+
+
+def _named(tree: SourceTree) -> str:
+    patches = f" with {len(tree.patches)} patches" if tree.patches else ""
+    changed = f" with {len(tree.changed)} uncommitted changes" if tree.changed else ""
+    return f"{tree.commit[:12]}{patches}{changed}"
 
 
 class Check(Step):
