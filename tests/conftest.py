@@ -32,9 +32,11 @@ settings.load_profile("kwdb-build")
 if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    # A shell's background job ignores Ctrl-C, and so would every process that these tests start and interrupt.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell's background job ignores Ctrl-C, one under nohup a hang-up, and so would every process that these tests
+# start and interrupt.
+for _signum, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_signum) == signal.SIG_IGN:
+        signal.signal(_signum, _handler)
 
 TOOLCHAIN = Path(__file__).parent / "minikwdb" / "toolchain"
 # Their tests share builds that each worker would have to make again.

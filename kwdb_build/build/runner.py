@@ -262,6 +262,7 @@ class _Run:
         return RunSpec(
             image=self.image, argv=argv, mounts=mounts, environment=environment, workdir=workdir, uid=self.uid,
             gid=self.gid, memory_bytes=self.memory_bytes, name=name,
+            listed=tuple(filter(None, (self.toolchain.environment.get("GOROOT"),))),
         )
 
 

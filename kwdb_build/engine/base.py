@@ -42,7 +42,9 @@ class RunSpec:
     uid and gid are never 0 for builds. memory_bytes and cpus of 0 mean no limit. name labels the container so that a
     left-over one of a killed run is found and removed. hostname is what `uname -n` says inside. With keep_failed a run
     that ends with another code than 0 stays as it is (stopped), and RunResult.kept says how to go on with it. An
-    interactive run has the caller's terminal as its own: nothing goes to on_line or the log.
+    interactive run has the caller's terminal as its own: nothing goes to on_line or the log. listed names directories
+    of the image that are read by listing them (Go's own tree): an engine whose image file system is not reliable there
+    provides them in another way.
     """
 
     image: str
@@ -59,6 +61,7 @@ class RunSpec:
     hostname: str = HOSTNAME
     keep_failed: bool = False
     interactive: bool = False
+    listed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

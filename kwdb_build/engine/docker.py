@@ -18,6 +18,7 @@ from kwdb_build.engine.base import EngineInfo, RunResult, StoredImage
 from kwdb_build.engine.owner import owner, owner_lives
 from kwdb_build.engine.stream import BuildEvents, LineSplitter
 from kwdb_build.engine.terminal import relay, require_terminal
+from kwdb_build.engine.volume import UNRELIABLE, forget_volumes, plain_volume
 from kwdb_build.errors import EngineError
 
 if TYPE_CHECKING:
@@ -111,7 +112,10 @@ class DockerEngine:
         from docker.errors import ImageNotFound
 
         with self._talk(f"remove the image {tag}"), contextlib.suppress(ImageNotFound):
+            identity = str(self._api.inspect_image(tag)["Id"])
             self._api.remove_image(tag, force=True)
+            if self.image_id(identity) is None:
+                forget_volumes(self._api, identity)
 
     def import_base(self, archive: Path, tag: str, *, environment: Mapping[str, str]) -> str:
         """Make an image from a tar of a root file system; the tag appears when all of it was read."""
@@ -264,6 +268,13 @@ class DockerEngine:
             DockerMount(target=mount.target, source=str(mount.source), type="bind", read_only=mount.read_only)
             for mount in spec.mounts
         ]
+        if spec.listed and self._api.info().get("Driver") in UNRELIABLE:
+            image = str(self._api.inspect_image(spec.image)["Id"])
+            mounts += [
+                DockerMount(target=directory, source=plain_volume(self._api, image, directory), type="volume",
+                            read_only=True, no_copy=True)
+                for directory in spec.listed
+            ]
         host = self._api.create_host_config(
             network_mode="none", cap_drop=["ALL"], security_opt=["no-new-privileges"], read_only=True, init=True,
             tmpfs={"/tmp": "rw,exec,nosuid,nodev,mode=1777"}, mounts=mounts,  # noqa: S108 - inside the container
