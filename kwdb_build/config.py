@@ -10,7 +10,7 @@ import difflib
 import os
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -23,6 +23,8 @@ ENVIRONMENT_PREFIX = "KWDB_BUILD_"
 FILE_NAME = "kwdb-build.toml"
 RESERVED_VARIABLES = {"KWDB_BUILD_FAILPOINT"}
 """Environment variables of ours that are no settings."""
+_LISTS = ("redirect", "profile", "skip", "allowed_hosts", "allowed_schemes")
+"""Settings that are several words in an environment variable."""
 
 
 def default_home() -> Path:
@@ -45,6 +47,32 @@ class Settings(BaseModel):
     home: Path = Field(default_factory=default_home, description="runs, builds, caches and backups")
     url: str = Field("https://gitee.com/kwdb/kwdb.git", description="git URL or local repository of the source")
     redirect: tuple[str, ...] = Field((), description="PREFIX=PREFIX pairs for git URLs (mirrors, submodules)")
+    profile: tuple[str, ...] = Field(
+        ("gitee", "github"), description="places to fetch from, in the order of fall-back: gitee, github, local, own"
+    )
+    profiles: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description='own profiles: [profiles.NAME] tables of "PREFIX" = "PREFIX"'
+    )
+    submodules: Literal["pinned", "remote"] = Field(
+        "pinned", description="pinned: as the tree says; remote: the tips of their branches (README's --remote)"
+    )
+    offline: bool = Field(False, description="fetch nothing: only what is here, or a list of what is missing")
+    skip: tuple[str, ...] = Field(
+        ("qa", "kwbase/pkg/cmd/roachtest/fixtures"),
+        description="directories of the source that no build needs and that are not fetched; [] fetches all",
+    )
+    stall_timeout_s: float = Field(120, gt=0, description="how long a host may be silent before the next one is tried")
+    allowed_hosts: tuple[str, ...] = Field(
+        (), description="hosts that sources may come from, such as gitee.com or *.example.com; empty: any"
+    )
+    allowed_schemes: tuple[Literal["https", "http", "ssh", "git", "file"], ...] = Field(
+        ("https", "http", "ssh", "git", "file"), description="kinds of URL that sources may come from"
+    )
+    require_signature: Literal["", "tag", "commit", "any"] = Field(
+        "", description="what must be signed: tag, commit, any of both; empty: nothing"
+    )
+    allowed_signers: Path | None = Field(None, description="ssh: file of allowed signers (ssh-keygen -Y)")
+    keyring: Path | None = Field(None, description="gpg: file of exported public keys")
     toolchain: str = Field("", description="toolchain name or folder; empty: chosen from the fetched tree")
     docker_host: str = Field("", description="address of the Docker engine; empty: as the docker client's own context")
     build_type: str = Field("Release", description="CMake build type")
@@ -95,8 +123,9 @@ def _layers(overrides: Mapping[str, Any], config: Path | None) -> list[tuple[str
         for name, value in os.environ.items()
         if name.startswith(ENVIRONMENT_PREFIX) and name not in RESERVED_VARIABLES
     }
-    if isinstance(pairs := environment.get("redirect"), str):
-        environment["redirect"] = tuple(pairs.split())  # type: ignore[assignment]
+    for name in _LISTS:
+        if isinstance(words := environment.get(name), str):
+            environment[name] = tuple(words.split())  # type: ignore[assignment]
     given = {key: value for key, value in overrides.items() if value is not None and value != ()}
     home = Path(str(given.get("home") or environment.get("home") or default_home()))
     candidates = [config] if config else [Path.cwd() / FILE_NAME, home / FILE_NAME]

@@ -122,6 +122,8 @@ class SourceTree:
     commit: what HEAD is; of an archive or directory a commit that kwdb-build made of its files, the same for the same
     files, times and version. content: sha256 over path, mode and content of all files, '' for a plain fetch.
     patches were applied in this order. changed: uncommitted changes that are included, letters of git status and path.
+    submodule_mode: 'pinned', or 'remote' when the tips of their branches were asked for. signature: whose signature was
+    required and found, '' when none was required.
     """
 
     path: Path
@@ -135,6 +137,8 @@ class SourceTree:
     content: str = ""
     patches: tuple[Patch, ...] = ()
     changed: tuple[str, ...] = ()
+    submodule_mode: str = "pinned"
+    signature: str = ""
 
     @property
     def gopath(self) -> Path:

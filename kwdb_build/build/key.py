@@ -30,6 +30,8 @@ def build_key(tree: SourceTree, toolchain: Toolchain, options: BuildOptions) -> 
     }
     if tree.changed or tree.origin in {"archive", "directory"}:
         source["content"] = tree.content  # no commit says what these files are
+    if tree.submodule_mode != "pinned":
+        source["submodule_mode"] = tree.submodule_mode
     return BuildKey.of(
         {
             "format": KEY_FORMAT,

@@ -43,9 +43,10 @@ def fetch_tree(
 @common
 @verb
 def fetch(console: Console, settings: Settings, *, ref: str, **options: Any) -> int:
-    """Fetch the source of REF (tag, branch or commit) with its submodules at the pinned commits.
+    """Fetch the source of REF with its submodules at the pinned commits.
 
-    REF can also be an archive (./KWDB-V3.2.1.tar.gz), a plain directory or a git checkout: a path begins with / or ./
+    REF is a tag, a branch, a commit, a pull request (pr/123), or `latest`: the highest release. It can also be an
+    archive (./KWDB-V3.2.1.tar.gz), a plain directory or a git checkout: a path begins with / or ./
     """
     from kwdb_build.source.difference import facts
 

@@ -25,6 +25,11 @@ _SOURCE = (
     click.option("--url", help="git URL or local repository (default: KWDB on gitee)."),
     click.option("--redirect", multiple=True, metavar="PREFIX=PREFIX",
                  help="Fetch URLs that begin with the first prefix from the second one (submodules too). Repeatable."),
+    click.option("--profile", multiple=True, metavar="NAME",
+                 help="Fetch by this profile: gitee, github, local or an own one. Repeatable: the order of fall-back."),
+    click.option("--submodules", type=click.Choice(["pinned", "remote"]),
+                 help="Submodules as the tree pins them (default), or at the tips of their branches."),
+    click.option("--offline", is_flag=True, default=None, help="Fetch nothing; list what is missing before anything."),
 )
 _ORIGIN = (
     click.option("--source", "local", type=_PATH, metavar="FILE|DIR",

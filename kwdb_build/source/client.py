@@ -9,19 +9,21 @@ from __future__ import annotations
 import os
 import re
 import signal
+import tempfile
 import threading
 import time
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from subprocess import TimeoutExpired
 from typing import TYPE_CHECKING, Any, Self
 
 from kwdb_build import command
 from kwdb_build.console import Progress
 from kwdb_build.errors import DependencyError
-from kwdb_build.source.diagnosis import explain, parse_progress, stalled
+from kwdb_build.source.diagnosis import explain, parse_progress, parse_speed, stalled
 from kwdb_build.source.environment import UNSET, git_environment, origin_of
 from kwdb_build.source.reference import Credentials, Redirect, redact, split_credentials
+from kwdb_build.source.transfer import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +55,10 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class GitClient:
-    """How git is run: redirects and passwords in its environment, progress, log, and when silence is too long."""
+    """How git is run: redirects and passwords in its environment, progress, log, and when silence is too long.
+
+    variables go into its environment besides. When cancelled is set, by whatever thread, a running git is ended.
+    """
 
     redirects: tuple[Redirect, ...] = ()
     credentials: tuple[tuple[str, Credentials], ...] = ()
@@ -61,6 +66,8 @@ class GitClient:
     progress: Progress = Progress()  # noqa: RUF009  # the silent base holds no state
     log: Path | None = None
     stall_timeout_s: float = STALL_TIMEOUT_S
+    variables: tuple[tuple[str, str], ...] = ()
+    cancelled: threading.Event = field(default_factory=threading.Event)
 
     def configured(self, *pairs: tuple[str, str]) -> GitClient:
         """The same with more settings."""
@@ -73,18 +80,20 @@ class GitClient:
             return self, url
         return replace(self, credentials=(*self.credentials, (origin_of(clean), secret))), clean
 
-    def run(self, *args: str, cwd: Path, what: str, url: str = "", check: bool = True) -> Output:
-        """Run `git args` in cwd.
+    def run(
+        self, *args: str, cwd: Path, what: str, url: str = "", check: bool = True, stdin: str = ""
+    ) -> Output:
+        """Run `git args` in cwd, with stdin (surrogates stand for odd bytes) as its input.
 
         what names the deed for messages ('fetching'), url the other side. With check, a failure is raised as what
         diagnosis.explain makes of it; a git that talks to url and is silent for stall_timeout_s is ended and reported
         always.
         """
         patience_s = self.stall_timeout_s if url else LOCAL_TIMEOUT_S
-        process = self._start(args, cwd)
+        process = self._start(args, cwd, stdin)
         with _Reader(process, self) as reader:
             try:
-                _watch(process, reader, patience_s)
+                _watch(process, reader, patience_s, self.cancelled)
             except TimeoutError:
                 command.end_group(process)
                 raise stalled(what=what, url=url, seconds=patience_s, log=self.log) from None
@@ -104,20 +113,24 @@ class GitClient:
         """Standard output of a local git command that must succeed."""
         return self.run(*args, cwd=cwd, what=what).stdout
 
-    def _start(self, args: tuple[str, ...], cwd: Path) -> Popen[bytes]:
+    def _start(self, args: tuple[str, ...], cwd: Path, stdin: str) -> Popen[bytes]:
         git = _gitpython()
         environment = git_environment(
             os.environ, redirects=self.redirects, credentials=dict(self.credentials),
             stall_timeout_s=self.stall_timeout_s, extra=self.config,
-        )
+        ) | dict(self.variables)
         # GitPython lays variables over the process's own and cannot take one away: env(1) does, in the same process.
         foreign = [word for name in UNSET if name in os.environ for word in ("-u", name)]
         argv = [*(["env", *foreign] if foreign else []), "git", *args]
         self._write_log(f"$ {redact(command.quote(['git', *args]))}\n")
         try:
-            started = git.Git(str(cwd)).execute(
-                argv, as_process=True, env=environment, start_new_session=True,
-            )
+            with tempfile.TemporaryFile() if stdin else nullcontext() as given:
+                if given is not None:
+                    given.write(stdin.encode("utf-8", "surrogateescape"))
+                    given.seek(0)
+                started = git.Git(str(cwd)).execute(
+                    argv, as_process=True, env=environment, start_new_session=True, istream=given,
+                )
         except git.GitCommandNotFound as error:
             raise _no_git() from error
         process: Popen[bytes] = started.proc
@@ -134,9 +147,15 @@ class GitClient:
                     stream.write(text)
 
 
-def _watch(process: Popen[bytes], reader: _Reader, patience_s: float) -> None:
+class CancelledError(BaseException):
+    """Another thread asked this one to stop; no error of its own, like KeyboardInterrupt."""
+
+
+def _watch(process: Popen[bytes], reader: _Reader, patience_s: float, cancelled: threading.Event) -> None:
     """Wait for the end of process; TimeoutError when it has said nothing for patience_s."""
     while True:
+        if cancelled.is_set():
+            raise CancelledError
         try:
             process.wait(_POLL_S)
         except TimeoutExpired:
@@ -204,7 +223,12 @@ class _Reader:
         seen = parse_progress(line)
         if seen is not None:
             text, done, total = seen
-            self._client.progress.update(text, done=done, total=total)
+            progress = self._client.progress
+            if isinstance(progress, Channel):
+                size_bytes, speed = parse_speed(line)
+                progress.update(text, done=done, total=total, size_bytes=size_bytes, speed=speed)
+            else:
+                progress.update(text, done=done, total=total)
             if done < total:
                 return
         else:

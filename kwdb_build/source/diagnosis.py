@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 _TAIL_LINES = 12
 _PROGRESS = re.compile(r"^(?:remote: )?(?P<what>[A-Z][A-Za-z ]+): +(?P<percent>\d+)% \((?P<done>\d+)/(?P<total>\d+)\)")
 
+_SPEED = re.compile(
+    r", (?P<size>[\d.]+) (?P<unit>bytes|[KMG]iB)(?: \| (?P<speed>[\d.]+) (?P<per>bytes|[KMG]iB)/s)?"
+)
+_UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cause:
@@ -30,7 +35,7 @@ def _cause(pattern: str, error: type[SourceError | SpaceError], words: str, hint
     return Cause(pattern=re.compile(pattern, re.IGNORECASE), error=error, words=words, hint=hint)
 
 
-_NETWORK = "check the network and the proxy (git config http.proxy, https_proxy), or use --redirect to a mirror"
+_NETWORK = "check the network and the proxy (git config http.proxy, https_proxy), or a mirror: --profile, --redirect"
 CAUSES = (
     _cause(
         r"no space left on device|out of diskspace|disk quota exceeded|file system is full", SpaceError,
@@ -69,6 +74,10 @@ CAUSES = (
         r"did not send all necessary objects|remote error: .*corrupt|could not open pack",
         SourceError, "the repository lacks objects that its own commits name",
         "it is damaged or an incomplete copy: check it with `git fsck`, or fetch from another mirror",
+    ),
+    _cause(
+        r"could not fetch .* from promisor|lazy fetching disabled", SourceError,
+        "the repository lacks objects that it had promised", "run it again: what is missing is fetched",
     ),
     _cause(
         r"not our ref|unadvertised object|no such remote ref|couldn't find remote ref", SourceError,
@@ -131,3 +140,12 @@ def parse_progress(line: str) -> tuple[str, int, int] | None:
     """`Receiving objects:  24% (16038/66823), 26 MiB` -> ('receiving objects', 16038, 66823); None for other lines."""
     match = _PROGRESS.match(line.strip())
     return (match["what"].lower(), int(match["done"]), int(match["total"])) if match else None
+
+
+def parse_speed(line: str) -> tuple[float, float]:
+    """Bytes and bytes a second of `Receiving objects: 24% (…), 26.00 MiB | 5.20 MiB/s`; 0 for what it does not say."""
+    match = _SPEED.search(line)
+    if match is None:
+        return 0.0, 0.0
+    speed = float(match["speed"]) * _UNITS[match["per"]] if match["speed"] else 0.0
+    return float(match["size"]) * _UNITS[match["unit"]], speed

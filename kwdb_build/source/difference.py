@@ -26,6 +26,10 @@ def facts(tree: SourceTree) -> tuple[str, ...]:
     lines = []
     if tree.origin in _ORIGINS:
         lines.append(f"from {_ORIGINS[tree.origin]} {tree.url}, sha256 of its files {tree.content}")
+    if tree.signature:
+        lines.append(f"signature: {tree.signature}")
+    if tree.submodule_mode != "pinned":
+        lines.append("submodules at the tips of their branches (--submodules remote)")
     lines += [
         f"submodule {module.path} at {module.commit}, not at its pinned {module.pinned}"
         for module in tree.submodules if module.pinned

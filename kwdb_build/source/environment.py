@@ -31,6 +31,8 @@ FIXED = {
     "GIT_ATTR_NOSYSTEM": "1",
     "GIT_NO_REPLACE_OBJECTS": "1",
     "GIT_OPTIONAL_LOCKS": "0",
+    # A cache may hold part of the objects: what is missing is fetched when we say so, never in the middle of a reading.
+    "GIT_NO_LAZY_FETCH": "1",
 }
 
 CONFIG = (
@@ -46,8 +48,6 @@ CONFIG = (
     ("filter.lfs.smudge", ""),
     ("filter.lfs.clean", ""),
     ("filter.lfs.required", "false"),
-    # `git describe` abbreviates by the number of objects unless a user set a length; the version text must not vary.
-    ("core.abbrev", "auto"),
     # One pack a fetch (hard-linkable, counted by `describe`), no housekeeping behind our back.
     ("fetch.unpackLimit", "1"),
     ("transfer.unpackLimit", "1"),
@@ -58,6 +58,8 @@ CONFIG = (
     ("clone.defaultRemoteName", "origin"),
     ("transfer.bundleURI", "false"),
     ("protocol.ext.allow", "never"),
+    # With it a host gives single objects by their hash.
+    ("protocol.version", "2"),
     ("advice.detachedHead", "false"),
 )
 LOW_SPEED_BYTES = 1000

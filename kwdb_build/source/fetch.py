@@ -1,43 +1,70 @@
-"""From a URL and a reference to a checkout with its pinned submodules, under home/source/<commit>.
-
-A checkout is made under a temporary name and renamed when it is whole; one that is there is checked and used again.
-"""
+"""From a URL and a reference to a checkout with its submodules, under home/source."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
-from dataclasses import dataclass, replace
+import threading
+import time
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from kwdb_build.errors import DependencyError, SourceError, SpaceError
-from kwdb_build.files import free_bytes, fsync_directory, require_space
-from kwdb_build.model import SOURCE_SUFFIX, SourceTree
+from kwdb_build.errors import DependencyError, SourceError, UnknownReferenceError, UnreachableSourceError
+from kwdb_build.files import human_bytes
+from kwdb_build.source import objects
+from kwdb_build.source.cachelock import LOCK_TIMEOUT_S, hold, set_aside
+from kwdb_build.source.checkout import DEFAULT_SKIP, Checkout, missing_error
 from kwdb_build.source.client import STALL_TIMEOUT_S, GitClient
-from kwdb_build.source.inspect import changes, full_disk_said, holds_store, read_tree
-from kwdb_build.source.mirror import LOCK_TIMEOUT_S, MARGIN_BYTES, Mirror, hold, set_aside
-from kwdb_build.source.reference import Redirect, redact, scheme_of, validate_ref, validate_url
-from kwdb_build.source.submodules import SubmoduleFetcher, tree_bytes
+from kwdb_build.source.inspect import full_disk_said
+from kwdb_build.source.mirror import Mirror, MissingError
+from kwdb_build.source.profiles import Policy, Profile
+from kwdb_build.source.reference import Redirect, scheme_of, validate_ref, validate_url
+from kwdb_build.source.signature import SignatureRule, require_signed
+from kwdb_build.source.sources import Sources
+from kwdb_build.source.submodules import SubmoduleFetcher
+from kwdb_build.source.transfer import Board
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from kwdb_build.console import Progress
+    from kwdb_build.model import SourceTree
 
 _OLDEST_GIT = (2, 31)
 """First git that reads settings from GIT_CONFIG_COUNT."""
-_SHOWN_CHANGES = 5
-_FULL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRequest:
-    """What a person asked for: where, which tag, branch or commit, and redirects for it and the submodules."""
+    """What a person asked for: where, which reference, and how.
+
+    profiles: places to fetch from, in the order of fall-back; redirects hold in all of them. remote_submodules: the
+    tips of their branches instead of the pinned commits. skip: directories whose files are left out. A host that is
+    silent for stall_timeout_s is given up.
+    """
 
     url: str
     ref: str
     redirects: tuple[Redirect, ...] = ()
+    profiles: tuple[Profile, ...] = ()
+    policy: Policy = field(default_factory=Policy)
+    remote_submodules: bool = False
+    offline: bool = False
+    skip: tuple[str, ...] = DEFAULT_SKIP
+    signature: SignatureRule = field(default_factory=SignatureRule)
+    stall_timeout_s: float = STALL_TIMEOUT_S
+
+    def ways(self) -> tuple[Profile, ...]:
+        """The profiles with absolute local paths; one with the redirects alone when none was named."""
+        given = self.profiles or (Profile(name="redirect", redirects=self.redirects),)
+        return tuple(
+            replace(
+                profile, redirects=tuple(
+                    replace(entry, replacement=absolute_url(entry.replacement)) for entry in profile.redirects
+                ),
+            )
+            for profile in given
+        )
 
 
 def fetch(
@@ -46,153 +73,96 @@ def fetch(
     home: Path,
     progress: Progress,
     log: Path,
-    stall_timeout_s: float = STALL_TIMEOUT_S,
     lock_timeout_s: float = LOCK_TIMEOUT_S,
 ) -> SourceTree:
     """Have the commit that request.ref names now, with its submodules, and describe the checkout.
 
-    log gets everything git says. A git that is silent for stall_timeout_s is given up; another fetch at the same
-    thing is waited for up to lock_timeout_s.
+    log gets everything git says. A host that is silent for too long is given up; another fetch at the same
+    thing is waited for up to lock_timeout_s. A cache that turns out to be damaged is set aside and fetched again, once.
     Errors: SourceError and its kinds, SpaceError, LockedError; what had arrived whole stays for the next run.
     """
-    ref = validate_ref(request.ref)
-    url = absolute_url(validate_url(request.url))
-    redirects = tuple(replace(entry, replacement=absolute_url(entry.replacement)) for entry in request.redirects)
-    client, clean = GitClient(
-        redirects=redirects, progress=progress, log=log, stall_timeout_s=stall_timeout_s
-    ).with_url(url)
-    home = home.absolute()
-    with full_disk_said(home, "fetching", log=log):
-        _require_git(client, home)
-        mirror = Mirror(url=clean, home=home, client=client, lock_timeout_s=lock_timeout_s)
-        with mirror.locked() as cache:
-            commit = mirror.resolve(cache, ref).commit
-        submodules = SubmoduleFetcher(client=client, home=home, main_url=clean, lock_timeout_s=lock_timeout_s)
-        checkout = Checkout(
-            commit=commit, ref=ref, url=clean, mirror=mirror, submodules=submodules, client=client,
-            place=home / "source" / commit, lock_timeout_s=lock_timeout_s,
-        )
-        tree = checkout.make()
-    progress.update(f"{tree.version} at {tree.commit[:12]}, {len(tree.submodules)} submodules")
-    return tree
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkout:
-    """home/source/<commit>: made, or found whole and used again."""
-
-    commit: str
-    ref: str
-    url: str
-    mirror: Mirror
-    submodules: SubmoduleFetcher
-    client: GitClient
-    place: Path
-    lock_timeout_s: float
-
-    def make(self) -> SourceTree:
-        """The checkout, described."""
-        with hold(
-            self.place.with_name(f"{self.place.name}.lock"), what=f"checking out {self.commit[:12]}",
-            progress=self.client.progress, timeout_s=self.lock_timeout_s,
-        ):
-            return self._reuse() or self._create()
-
-    def _reuse(self) -> SourceTree | None:
-        path = self.place / SOURCE_SUFFIX
-        if not self.place.exists():
-            return None
-        try:
-            self._update_tags(path)
-            tree = read_tree(path, url=self.url, ref=self.ref, client=self.client)
-            found = changes(self.client, tree) if tree.commit == self.commit else (f"HEAD is {tree.commit}",)
-        except SourceError as error:
-            found = (error.message,)
-        else:
-            if not found:
-                return tree
-        self._discard(found)
-        return None
-
-    def _update_tags(self, path: Path) -> None:
-        """Take over tags that came after the checkout: they decide the version text."""
-        if not (path / ".git").is_dir():
-            raise SourceError(f"no checkout at {path}")
-        with self.mirror.locked() as cache:
-            self.client.run(
-                "fetch", "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules",
-                str(cache), "+refs/tags/*:refs/tags/*", cwd=path, what="updating the tags of the checkout",
-            )
-
-    def _discard(self, found: tuple[str, ...]) -> None:
-        """Drop a half or changed checkout: it is our own cache. Never one in which somebody keeps a database."""
-        shown = "\n".join(found[:_SHOWN_CHANGES])
-        store = holds_store(self.place)
-        if store is not None:
-            raise SourceError(
-                f"the cached checkout {self.place} was changed and holds a database store", context=f"{store}\n{shown}",
-                hint="stop that server and move its store elsewhere; nothing was touched",
-            )
-        self.client.progress.note(f"the cached checkout was changed ({found[0]}); it is made again")
-        aside = set_aside(self.place)
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
-
-    def _create(self) -> SourceTree:
-        temporary = self.place.with_name(f".{self.place.name}.new")
-        shutil.rmtree(temporary, ignore_errors=True)
-        path = temporary / SOURCE_SUFFIX
-        path.parent.mkdir(parents=True)
-        try:
-            tree = self._fill(path)
-            # One flush for all: after a power cut the renamed tree must not hold empty files.
-            os.sync()
-            temporary.rename(self.place)
-            fsync_directory(self.place.parent)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+    validate_ref(request.ref)
+    validate_url(request.url)
+    work = _Fetch(request, home.absolute(), progress, log, lock_timeout_s)
+    try:
+        return work.run()
+    except (UnreachableSourceError, UnknownReferenceError, MissingError):
+        raise
+    except SourceError as error:
+        if not work.set_damaged_aside() or request.offline:
             raise
-        return replace(tree, path=self.place / SOURCE_SUFFIX)
+        progress.note(f"trying once more: {error.message}")
+        return _Fetch(request, home.absolute(), progress, log, lock_timeout_s).run()
 
-    def _fill(self, path: Path) -> SourceTree:
-        try:
-            self._clone(path)
-            self.submodules.fill(path, self.commit, base_url=self.url)
-            tree = read_tree(path, url=self.url, ref=self.ref, client=self.client)
-            self._require_clean(tree)
-        except SourceError as error:
-            # A checkout that meets a full disk says `unable to write file`, without the reason.
-            if free_bytes(path.parent) > _FULL_BYTES:
-                raise
-            raise SpaceError(
-                f"the file system of {self.place} became full: {error.message}", context=error.context, log=error.log,
-                hint="free space there, or choose another place with --home, and run it again",
-            ) from error
-        return tree
 
-    def _clone(self, path: Path) -> None:
-        """A clone of the cache (hard links to its packs: git never changes a pack), at exactly the commit."""
-        with self.mirror.locked() as cache:
-            needed = MARGIN_BYTES + tree_bytes(self.client, cache, self.commit)
-            require_space(path.parent, needed, f"checkout of {self.commit[:12]}")
-            run = self.client.run
-            run(
-                "clone", "--quiet", "--no-checkout", "--local", "--no-recurse-submodules", str(cache), str(path),
-                cwd=path.parent, what="cloning the cache",
+class _Fetch:
+    """One try."""
+
+    def __init__(
+        self, request: SourceRequest, home: Path, progress: Progress, log: Path, lock_timeout_s: float
+    ) -> None:
+        self.request = request
+        self.home = home
+        self.progress = progress
+        self.lock_timeout_s = lock_timeout_s
+        self.sources = Sources(request.ways(), policy=request.policy, offline=request.offline)
+        client = GitClient(
+            redirects=self.sources.profiles[0].redirects, progress=progress, log=log,
+            stall_timeout_s=request.stall_timeout_s,
+        )
+        self.client, self.url = client.with_url(absolute_url(request.url))
+
+    def run(self) -> SourceTree:
+        """Resolve, gather, check out."""
+        began = time.monotonic()
+        with full_disk_said(self.home, "fetching", log=self.client.log):
+            _require_git(self.client, self.home)
+            mirror = Mirror(
+                url=self.url, home=self.home, client=self.client, sources=self.sources,
+                lock_timeout_s=self.lock_timeout_s, name="main repository",
             )
-        run("remote", "set-url", "origin", redact(self.url), cwd=path, what="setting up the checkout")
-        self.submodules.prefetch(path, self.commit)
-        self.client.progress.update("checking out")
-        run("checkout", "--progress", "--detach", "--force", self.commit, cwd=path, what="checking out")
-
-    def _require_clean(self, tree: SourceTree) -> None:
-        found = changes(self.client, tree)
-        if tree.commit != self.commit or found:
-            raise SourceError(
-                f"the checkout of {self.commit[:12]} is not clean right after it was made",
-                context="\n".join(found[:_SHOWN_CHANGES]), log=self.client.log,
-                hint="a .gitattributes of the tree rewrites files, or the file system ignores case or modes",
+            try:
+                with mirror.locked() as cache:
+                    target = mirror.resolve(cache, self.request.ref)
+                    mirror.remember(cache, target)
+                    signed = require_signed(self.client, cache, target, self.request.signature)
+            except MissingError as error:
+                raise missing_error([error.message]) from error
+            submodules = SubmoduleFetcher(
+                client=self.client, home=self.home, main_url=self.url, lock_timeout_s=self.lock_timeout_s,
+                sources=self.sources, board=Board(self.progress), remote=self.request.remote_submodules,
             )
+            tree = Checkout(
+                commit=target.commit, ref=self.request.ref, url=self.url, home=self.home, mirror=mirror,
+                submodules=submodules, client=self.client, lock_timeout_s=self.lock_timeout_s,
+                skip=self.request.skip,
+            ).make()
+        if self.sources.fetched_bytes:
+            seconds = time.monotonic() - began
+            self.progress.note(f"fetched {human_bytes(self.sources.fetched_bytes)} in {seconds:.1f} s")
+        self.progress.update(f"{tree.version} at {tree.commit[:12]}, {len(tree.submodules)} submodules")
+        return replace(tree, signature=signed)
+
+    def set_damaged_aside(self) -> bool:
+        """Look at the caches that were used; move damaged ones away. Whether there was one."""
+        found = False
+        client = replace(self.client, cancelled=threading.Event())  # a failure has cancelled the other one
+        for path in sorted(self.sources.used):
+            if not path.is_dir():
+                continue
+            with hold(
+                path.with_suffix(".lock"), what="checking the cache", progress=self.progress,
+                timeout_s=self.lock_timeout_s,
+            ):
+                whole = not objects.damaged_packs(path) and client.run(
+                    "fsck", "--connectivity-only", "--no-dangling", "--no-progress", cwd=path,
+                    what="checking the cache", check=False,
+                ).ok
+                if not whole:
+                    aside = set_aside(path)
+                    self.progress.note(f"the cache {path} is damaged: it was set aside as {aside}")
+                    found = True
+        return found
 
 
 def absolute_url(url: str) -> str:
@@ -211,3 +181,5 @@ def _require_git(client: GitClient, home: Path) -> None:
         raise DependencyError(
             f"{text or 'git'} is too old", hint=f"git {'.'.join(map(str, _OLDEST_GIT))} or newer is needed"
         )
+
+

@@ -19,19 +19,26 @@ from kwdb_build.model import SOURCE_SUFFIX, SourceTree, Submodule, Version
 from kwdb_build.source.client import GitClient
 from kwdb_build.source.mirror import MARGIN_BYTES, directory_bytes
 from kwdb_build.source.reference import redact
-from kwdb_build.source.submodules import read_pins, verify_head
+from kwdb_build.source.submodules import head_of, read_pins, verify_head
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DESCRIBE = ("describe", "--tags", "--dirty", "--match=V[0-9]*")
 """Exactly what KWDB's Makefile asks for its version text."""
+PINNED, REMOTE_TIPS = "pinned", "remote"
+"""How submodules were chosen: as the tree pins them, or README's way, the tips of their branches."""
 _STORE_FILES = frozenset({"KWBASEDB_VERSION", "kwbase.start_mode"})
 _COPY_CHUNK = 1 << 30
 
 
-def read_tree(path: Path, *, url: str, ref: str, client: GitClient | None = None) -> SourceTree:
+def read_tree(
+    path: Path, *, url: str, ref: str, client: GitClient | None = None, submodule_mode: str = PINNED
+) -> SourceTree:
     """Describe an existing checkout.
+
+    With submodule_mode 'remote' the submodules may be at other commits than the pinned ones; the version text is then
+    -dirty, as git says it of such a tree.
 
     SourceError when path is no checkout of its own, is shallow (its version text would be wrong) or has no version
     tag in its history; SubmoduleError when a submodule is not at the commit that HEAD pins. A changed tree is read
@@ -56,18 +63,23 @@ def read_tree(path: Path, *, url: str, ref: str, client: GitClient | None = None
         )
     commit = git.text("rev-parse", "--verify", "HEAD^{commit}", cwd=path, what=f"reading {path}")
     time_text = git.text(
-        "show", "--no-patch", "--no-show-signature", "--format=%ct", "HEAD", cwd=path, what=f"reading {path}"
+        "log", "-1", "--no-show-signature", "--format=%ct", "HEAD", cwd=path, what=f"reading {path}"
     )
     return SourceTree(
         path=path, url=redact(url), ref=ref, commit=commit, version=read_version(git, path),
-        commit_time=int(time_text), submodules=read_submodules(git, path, commit),
+        commit_time=int(time_text), submodules=read_submodules(git, path, commit, mode=submodule_mode),
+        submodule_mode=submodule_mode,
     )
 
 
 def read_version(git: GitClient, path: Path, *, dirty: bool = True) -> Version:
     """The version text that a build in path would carry; on request without -dirty and without a look at the files."""
     describe = DESCRIBE if dirty else tuple(word for word in DESCRIBE if word != "--dirty")
-    found = git.run(*describe, cwd=path, what="describing the version", check=False)
+    # `git describe` abbreviates by the number of objects unless a length is set: our own checkouts have it set, as they
+    # do not hold all objects; a person's own setting must not change the version text.
+    own = git.run("config", "--local", "core.abbrev", cwd=path, what="reading the configuration", check=False).stdout
+    digits = ("core.abbrev", own if own.isdigit() else "auto")
+    found = git.configured(digits).run(*describe, cwd=path, what="describing the version", check=False)
     if not found.ok:
         raise SourceError(
             "no version tag (V and a number) in the history of this commit", context=redact(found.stderr),
@@ -82,14 +94,20 @@ def read_version(git: GitClient, path: Path, *, dirty: bool = True) -> Version:
         ) from None
 
 
-def read_submodules(git: GitClient, path: Path, commit: str, *, prefix: str = "") -> tuple[Submodule, ...]:
-    """Submodules and theirs, each checked to be where the commit above it pins it."""
+def read_submodules(
+    git: GitClient, path: Path, commit: str, *, prefix: str = "", mode: str = PINNED
+) -> tuple[Submodule, ...]:
+    """Submodules and theirs, each checked to be where the commit above it pins it (unless mode is 'remote')."""
     result: list[Submodule] = []
     for pin in read_pins(git, path, commit):
         shown = f"{prefix}{pin.path}"
-        verify_head(git, path / pin.path, pin.commit, shown)
-        result.append(Submodule(path=shown, url=redact(pin.url), commit=pin.commit))
-        result.extend(read_submodules(git, path / pin.path, pin.commit, prefix=f"{shown}/"))
+        head = pin.commit
+        if mode == REMOTE_TIPS:
+            head = head_of(git, path / pin.path) or pin.commit
+        verify_head(git, path / pin.path, head, shown)
+        moved = pin.commit if head != pin.commit else ""
+        result.append(Submodule(path=shown, url=redact(pin.url), commit=head, pinned=moved))
+        result.extend(read_submodules(git, path / pin.path, head, prefix=f"{shown}/", mode=mode))
     return tuple(result)
 
 
@@ -99,7 +117,8 @@ def changes(git: GitClient, tree: SourceTree) -> tuple[str, ...]:
     for place in ("", *(submodule.path for submodule in tree.submodules)):
         status = git.text(
             "status", "--porcelain=v1", "-z", "--untracked-files=all", "--ignored=traditional",
-            "--ignore-submodules=dirty", "--no-renames", cwd=tree.path / place, what="checking for changes",
+            "--ignore-submodules=all" if tree.submodule_mode == REMOTE_TIPS else "--ignore-submodules=dirty",
+            "--no-renames", cwd=tree.path / place, what="checking for changes",
         )
         found += [f"{line[:2]} {Path(place) / line[3:]}" for line in status.split("\0") if line]
     return tuple(found)
@@ -185,7 +204,7 @@ def copy_tree(
     if tree.content:
         same, copied = content_digest(target) == tree.content, replace(tree, path=target)
     else:
-        copied = read_tree(target, url=tree.url, ref=tree.ref, client=git)
+        copied = read_tree(target, url=tree.url, ref=tree.ref, client=git, submodule_mode=tree.submodule_mode)
         same = (copied.commit, copied.version, copied.submodules) == (tree.commit, tree.version, tree.submodules)
     for place in ("", *(submodule.path for submodule in tree.submodules)):
         # Last, as `git describe --dirty` may write the index anew, owned by whoever runs it.

@@ -209,7 +209,7 @@ class _Local:
         )
         if not found.ok:
             raise SubmoduleError(f".gitmodules of {self.source.path.name} cannot be read", context=found.stderr)
-        entries = {name: url for name, (_, url) in parse_gitmodules(found.stdout).items()}
+        entries = {name: url for name, (_, url, _) in parse_gitmodules(found.stdout).items()}
         for name in entries:
             if name.startswith("/") or ".." in PurePosixPath(name).parts or ".git" in PurePosixPath(name).parts:
                 raise SubmoduleError(f"a submodule of {self.source.path.name} has an unsafe path: {name!r}")

@@ -1,7 +1,9 @@
 """A bare cache of one repository under home/cache/git, asked and filled under a lock.
 
-It holds every branch and tag with full history: `git describe` on a checkout of it then says what a full clone says.
-Only heads and tags are taken over; commits that were fetched by hash stay alive under refs/kwdb-build/.
+It holds every commit and tree of all branches and tags, so that `git describe` can say what a full clone says, but of
+the files only those that somebody needed: a host that can, sends commits and trees alone, and files by their hash.
+Submodules, which nobody describes, come without history. Objects are told by their content, so all profiles share one
+cache. Commits that were fetched by hash stay alive under refs/kwdb-build/.
 """
 
 from __future__ import annotations
@@ -9,96 +11,86 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kwdb_build.errors import LockedError, SourceError, UnreachableSourceError
+from kwdb_build.errors import SourceError, UnreachableSourceError
 from kwdb_build.files import read_json, require_space, write_json
+from kwdb_build.source import objects
+from kwdb_build.source.cachelock import LOCK_TIMEOUT_S, clear_leftovers, hold, set_aside
 from kwdb_build.source.reference import (
+    LATEST,
     RemoteRefs,
     Target,
     choose,
+    is_full_commit,
     is_local,
     local_path,
     may_be_commit,
     parse_ls_remote,
+    pull_request_ref,
     redact,
     scheme_of,
     unknown_reference,
 )
+from kwdb_build.source.sources import Source, Sources
+from kwdb_build.source.transfer import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kwdb_build.console import Progress
     from kwdb_build.source.client import GitClient
 
-LOCK_TIMEOUT_S = 900.0
 UNKNOWN_REMOTE_BYTES = 1 << 30
 """Room asked for before the first fetch from a host: git does not tell the size (KWDB's own pack is about 0.1 GiB)."""
 MARGIN_BYTES = 64 << 20
-_ORPHAN_WAIT_S = 30.0
+REMOTE = "kwdb-build"
+"""Name of the remote in our caches and checkouts. Its address is set for the length of one fetch and stands in no file,
+so that no git goes to a network for a file that was left out."""
+RECORD = "kwdb-build.json"
+FILES_A_REQUEST = 1500
+"""Files come in requests of so many: what a killed or cut fetch has already received is kept."""
 _REFSPECS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 _KEEP = "refs/kwdb-build/"
+_EVERYTHING = str((1 << 31) - 1)
+"""What git takes as a depth without end."""
 
 
-@contextlib.contextmanager
-def hold(lock_path: Path, *, what: str, progress: Progress, timeout_s: float) -> Iterator[None]:
-    """Hold a lock (flock) on part of the cache; wait up to timeout_s, then LockedError names the holder."""
-    from filelock import FileLock, Timeout
+class MissingError(SourceError):
+    """Something is not in the cache, and nothing may be fetched."""
 
-    lock_path.parent.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(lock_path), lock_path.with_suffix(".holder")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress.update(f"waiting for {_holder(holder)}")
-        try:
-            lock.acquire(timeout=timeout_s)
-        except Timeout:
-            raise LockedError(
-                f"another fetch holds {lock_path}", context=_holder(holder),
-                hint=f"it was waited for {timeout_s:g} s; run this again when it has ended",
-            ) from None
-    try:
-        with contextlib.suppress(OSError):  # a full disk must not hide the real error behind a courtesy
-            write_json(holder, {"pid": os.getpid(), "what": what, "since": time.strftime("%Y-%m-%d %H:%M:%S %z")})
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
-
-
-def _holder(path: Path) -> str:
-    try:
-        values = read_json(path)
-        return f"pid {values['pid']}, since {values['since']}: {values['what']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another fetch that has not said who it is"
+    reference = "offline"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mirror:
-    """The cache of `url` (without password): client knows the redirects and passwords for it."""
+    """The cache of `url` (without password). sources knows the ways to it; name is how people know it."""
 
     url: str
     home: Path
     client: GitClient
+    sources: Sources = field(default_factory=Sources)
     lock_timeout_s: float = LOCK_TIMEOUT_S
-
-    @cached_property
-    def effective_url(self) -> str:
-        """Where git really goes: after our redirects and the user's own insteadOf."""
-        return self.client.text("ls-remote", "--get-url", self.url, cwd=self._anywhere(), what="reading redirects")
+    name: str = ""
+    _said: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @property
     def path(self) -> Path:
-        """The bare repository; one for each address really used."""
-        digest = hashlib.sha256(redact(self.effective_url).rstrip("/").encode()).hexdigest()
+        """The bare repository; one for each URL, wherever its objects came from."""
+        digest = hashlib.sha256(redact(self.url).rstrip("/").encode()).hexdigest()
         return self.home / "cache" / "git" / f"{digest[:32]}.git"
+
+    @cached_property
+    def ways(self) -> tuple[Source, ...]:
+        """Where it can be fetched from, best first."""
+        return self.sources.of(self.client, self.url, self._anywhere())
+
+    @property
+    def address(self) -> str:
+        """Where git goes first, for messages."""
+        return redact(self.ways[0].address)
 
     def _anywhere(self) -> Path:
         """A directory to start git in that is no repository of somebody else."""
@@ -115,84 +107,173 @@ class Mirror:
             timeout_s=self.lock_timeout_s,
         ):
             self._prepare(path)
+            self.sources.used.add(path)
             yield path
 
     def _prepare(self, path: Path) -> None:
         if not path.is_dir() or not self.client.run(
             "rev-parse", "--is-bare-repository", cwd=path, what="opening the cache", check=False
         ).ok:
-            set_aside(path)
+            if (aside := set_aside(path)) is not None:
+                self.client.progress.note(f"the cache of {redact(self.url)} was damaged; it was set aside as {aside}")
+            if self.sources.offline:
+                raise MissingError(f"nothing of {redact(self.url)} is in the cache")
             self.client.run(
-                "init", "--quiet", "--bare", "--object-format=sha1", str(path), cwd=self._anywhere(),
-                what="making the cache",
+                "init", "--quiet", "--bare", "--object-format=sha1", "--initial-branch=master", str(path),
+                cwd=self._anywhere(), what="making the cache",
             )
         clear_leftovers(path, self.client.progress)
+        if not (path / RECORD).exists():
+            self._write(path, {"url": redact(self.url)})
+        os.utime(path / RECORD)
+
+    def record(self, path: Path) -> dict[str, object]:
+        """What we wrote down about this cache; empty when it cannot be read."""
+        try:
+            return dict(read_json(path / RECORD))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def _write(self, path: Path, values: dict[str, object]) -> None:
+        with contextlib.suppress(OSError):  # a convenience: a full disk has its own error elsewhere
+            write_json(path / RECORD, self.record(path) | values)
 
     # ------------------------------------------------------------------ asking
 
-    def ask(self, *patterns: str) -> RemoteRefs:
-        """Tags and branches of the other side, or with patterns the refs of exactly these names."""
-        which = patterns or ("--heads", "--tags")
-        self.client.progress.update(f"asking {redact(self.url)}")
-        args = ("ls-remote", "--quiet", self.url, *patterns) if patterns else ("ls-remote", "--quiet", *which, self.url)
-        found = self.client.run(*args, cwd=self._anywhere(), what="asking", url=self._shown())
-        return parse_ls_remote(found.stdout)
+    def ask(self, source: Source | None = None) -> RemoteRefs:
+        """Tags and branches of the other side: the first that answers, or the one given."""
+        if source is None:
+            return self.sources.each(self.ways, self.ask)
+        self.client.progress.update(f"asking {redact(source.address)}")
+        found = source.client.run(
+            "ls-remote", "--quiet", "--heads", "--tags", self.url, cwd=self._anywhere(), what="asking",
+            url=source.shown,
+        )
+        refs = parse_ls_remote(found.stdout)
+        if not refs.names:
+            # A web page that answers 200 to everything looks the same to git, by its old protocol.
+            page = ", or a web page and no repository at all" if scheme_of(source.address)[:4] == "http" else ""
+            raise SourceError(
+                f"{source.shown} has no branch and no tag: it is an empty repository{page}",
+                hint="check the URL: `git ls-remote URL` should list branches and tags", log=source.client.log,
+            )
+        return refs
 
-    def ask_exact(self, name: str) -> str:
-        """Hash of one full ref name (refs/pull/7/head) on the other side, '' when there is none."""
-        found = self.client.run(
-            "ls-remote", "--quiet", self.url, name, cwd=self._anywhere(), what="asking", url=self._shown()
+    def ask_exact(self, source: Source, name: str) -> str:
+        """Hash of one full ref name (refs/pull/7/head, HEAD) on the other side, '' when there is none."""
+        found = source.client.run(
+            "ls-remote", "--quiet", self.url, name, cwd=self._anywhere(), what="asking", url=source.shown
         )
         lines = (line.partition("\t") for line in found.stdout.splitlines())
         return next((oid for oid, _, found_name in lines if found_name == name), "")
 
-    def _shown(self) -> str:
-        effective = redact(self.effective_url)
-        return effective if effective == redact(self.url) else f"{redact(self.url)} (redirected to {effective})"
+    def tip(self, branch: str) -> str:
+        """Commit that a branch over there is at now ('': its default branch); SourceError when there is none."""
+        wanted = f"refs/heads/{branch}" if branch else "HEAD"
+
+        def look(source: Source) -> str:
+            found = self.ask_exact(source, wanted)
+            if not found:
+                raise SourceError(f"{source.shown} has no {wanted}", hint="--submodules pinned needs no branch")
+            return found
+
+        return self.sources.each(self.ways, look)
+
+    def target(self, source: Source, ref: str, refs: RemoteRefs) -> Target | None:
+        """What ref means over there: commit, tag, branch, pull request or another full ref name."""
+        found = choose(ref, refs, url=self.url)
+        if found is not None:
+            return found
+        name = pull_request_ref(ref) or ref
+        if not name.startswith("refs/") or name.startswith(("refs/heads/", "refs/tags/")):
+            return None
+        commit = self.ask_exact(source, name)
+        return Target(kind="ref", name=name, commit=commit) if commit else None
 
     def cached_refs(self, path: Path) -> RemoteRefs:
         """Tags and branches as of the last fetch."""
         found = self.client.run("show-ref", "--dereference", cwd=path, what="reading the cache", check=False)
         return parse_ls_remote("\n".join(line.replace(" ", "\t", 1) for line in found.stdout.splitlines()))
 
-    # ----------------------------------------------------------------- fetching
+    # ----------------------------------------------------------------- resolving
 
     def resolve(self, path: Path, ref: str) -> Target:
-        """Find and fetch what ref means; afterwards its commit and all tags are in the cache at path.
+        """Find and fetch what ref means; afterwards the history of its commit and all tags are in the cache at path.
 
-        The other side is asked first, so that a moved branch or tag is noticed. When it cannot be reached, a tag or
-        commit that is in the cache is good enough (and said so); a branch is not, as it may have moved.
+        A whole commit hash that is there already needs no network. For a name the other side is asked, so that a moved
+        branch or tag is noticed. When nobody can be reached, a tag or commit that is in the cache is good enough (and
+        said so); a branch is not, as it may have moved. Offline even that one is taken as of the last fetch.
         """
+        if is_full_commit(ref) and self.has_commit(path, ref.lower()):
+            return Target(kind="commit", name=ref.lower(), commit=ref.lower())
+        if self.sources.offline:
+            return self._cached(path, ref)
+        pinned: list[Target] = []
         try:
-            refs = self.ask()
+            return self.sources.each(self.ways, lambda source: self._resolve_at(source, path, ref, pinned))
         except UnreachableSourceError as error:
-            return self._offline(path, ref, error)
-        if not refs.names:
-            # A web page that answers 200 to everything looks the same to git, by its old protocol.
-            page = ", or a web page and no repository at all" if scheme_of(self.effective_url)[:4] == "http" else ""
-            raise SourceError(
-                f"{self._shown()} has no branch and no tag: it is an empty repository{page}",
-                hint="check the URL: `git ls-remote URL` should list branches and tags", log=self.client.log,
-            )
-        target = choose(ref, refs, url=self.url) or self._special(ref)
+            return self._unreachable(path, ref, error)
+
+    def _resolve_at(self, source: Source, path: Path, ref: str, pinned: list[Target]) -> Target:
+        refs = self.ask(source)
+        target = self.target(source, ref, refs)
+        if target is None and not pinned:
+            raise unknown_reference(ref, refs, url=self.url)
+        if source is not self.ways[0] and target is not None:
+            self._require_agreement(source, path, ref, target, pinned)
+        target = pinned[0] if pinned else target
         if target is None:
             raise unknown_reference(ref, refs, url=self.url)
-        short = target.kind == "commit" and len(target.commit) < len("0" * 40)
+        short = target.kind == "commit" and not is_full_commit(target.commit)
+        if not short and not pinned:
+            pinned.append(target)
         if short or not self.has_commit(path, target.commit) or self.cached_refs(path).tags != refs.tags:
-            self.fetch_all(path)
+            self.fetch_all(path, source)
         if short:
             target = self._expand(path, target, refs)
-        self.require_commit(path, target.commit, missing=unknown_reference(ref, refs, url=self.url))
+        self._require_kind(path, target.commit)
+        if not self.has_commit(path, target.commit):
+            self._fetch_alone(path, source, target.commit, missing=unknown_reference(ref, refs, url=self.url))
+        self._keep(path, target.commit)
         return target
 
-    def _special(self, ref: str) -> Target | None:
-        if not ref.startswith("refs/") or ref.startswith(("refs/heads/", "refs/tags/")):
-            return None
-        found = self.ask_exact(ref)
-        return Target(kind="ref", name=ref, commit=found) if found else None
+    def _require_agreement(
+        self, source: Source, path: Path, ref: str, target: Target, pinned: list[Target]
+    ) -> None:
+        """A mirror may stand in for the first host only with the same commit: the one named by it, or known from it."""
+        known = pinned[0] if pinned else None
+        if known is None and target.kind == "tag":
+            before = self.cached_refs(path).tags.get(target.name, "")
+            known = Target(kind="tag", name=target.name, commit=before) if before else None
+        if known is not None and known.commit != target.commit and is_full_commit(known.commit):
+            raise SourceError(
+                f"{redact(source.address)} means another commit by {ref!r}: it is refused",
+                context=f"{known.commit}  {self.address}\n{target.commit}  {redact(source.address)}",
+                hint=f"look into it before you trust that mirror; the commit itself can be named: {known.commit}",
+            )
 
-    def _offline(self, path: Path, ref: str, error: UnreachableSourceError) -> Target:
+    def _cached(self, path: Path, ref: str) -> Target:
         refs = self.cached_refs(path)
+        target = choose(ref, refs, url=self.url) if refs.names or ref != LATEST else None
+        name = pull_request_ref(ref)
+        if target is None and name and (kept := dict(self._pulls(path)).get(name)):
+            target = Target(kind="ref", name=name, commit=kept)
+        if target is not None and target.kind == "commit":
+            target = self._expand(path, target, refs)
+        if target is None or not self.has_commit(path, target.commit):
+            raise MissingError(f"{ref!r} of {redact(self.url)} is not in the cache")
+        if target.kind in {"branch", "ref"}:
+            self.client.progress.note(f"{target.name} as of the last fetch: {target.commit[:12]}")
+        return target
+
+    def _pulls(self, path: Path) -> list[tuple[str, str]]:
+        kept = self.record(path).get("refs")
+        return [(str(name), str(commit)) for name, commit in kept.items()] if isinstance(kept, dict) else []
+
+    def _unreachable(self, path: Path, ref: str, error: UnreachableSourceError) -> Target:
+        refs = self.cached_refs(path)
+        if ref == LATEST:
+            raise error
         target = choose(ref, refs, url=self.url)
         if target is None or target.kind == "branch":
             raise error
@@ -222,7 +303,7 @@ class Mirror:
         return Target(kind="commit", name=target.name, commit=commits[0])
 
     def has_commit(self, path: Path, commit: str) -> bool:
-        """Whether the cache holds this commit whole.
+        """Whether the cache holds this commit with its history (a submodule's: without).
 
         Whole means reachable from a ref: git moves a ref only after it has seen that nothing is missing behind it,
         while a fetch that failed late can leave single objects.
@@ -236,48 +317,168 @@ class Mirror:
     def _kind(self, path: Path, oid: str) -> str:
         return self.client.run("cat-file", "-t", oid, cwd=path, what="reading the cache", check=False).stdout
 
-    def fetch_all(self, path: Path) -> None:
-        """Bring every branch and tag up to date; ones that are gone over there go here too."""
-        require_space(path, self._estimate(path), f"source of {redact(self.url)}")
-        self._fetch(path, *_REFSPECS, prune=True)
-
-    def require_commit(self, path: Path, commit: str, *, missing: SourceError) -> None:
-        """Have this commit in the cache and keep it: fetch it by its hash where no branch or tag leads to it.
-
-        A repository that does not have it raises `missing`, with what git said added to it.
-        """
+    def _require_kind(self, path: Path, commit: str) -> None:
         kind = self._kind(path, commit)
         if kind not in {"", "commit"}:
             raise SourceError(f"{commit} is a {kind}, not a commit", hint="name a commit or a tag of one")
-        if not self.has_commit(path, commit):
+
+    def _keep(self, path: Path, commit: str) -> None:
+        self.client.run("update-ref", f"{_KEEP}{commit}", commit, cwd=path, what="keeping the commit")
+
+    def remember(self, path: Path, target: Target) -> None:
+        """Write down what a pull request was, for a later call without network."""
+        if target.kind == "ref":
+            self._write(path, {"refs": dict(self._pulls(path)) | {target.name: target.commit}})
+
+    # ----------------------------------------------------------------- fetching
+
+    def fetch_all(self, path: Path, source: Source, *, whole: bool = False) -> None:
+        """Bring every branch and tag up to date; ones that are gone over there go here too.
+
+        whole also asks for the history of commits that came without theirs.
+        """
+        require_space(path, self._estimate(path, source), f"source of {redact(self.url)}")
+        more = ("--depth", _EVERYTHING) if whole and (path / "shallow").exists() else ()
+        self._fetch(path, source, "--prune", *more, refspecs=_REFSPECS)
+
+    def have(self, path: Path, commit: str, *, missing: SourceError) -> None:
+        """Have one commit, without its history. A repository that does not have it raises `missing`."""
+        self._require_kind(path, commit)
+        if self.has_commit(path, commit):
+            return
+        if self.sources.offline:
+            raise MissingError(f"commit {commit} of {redact(self.url)} is not in the cache")
+
+        def get(source: Source) -> None:
+            require_space(path, self._estimate(path, source), f"source of {redact(self.url)}")
+            self._fetch_alone(path, source, commit, missing=missing, depth=1)
+
+        self.sources.each(self.ways, get)
+
+    def _fetch_alone(
+        self, path: Path, source: Source, commit: str, *, missing: SourceError, depth: int = 0
+    ) -> None:
+        """Fetch a commit by its hash; from a host that gives only branches and tags, by way of all of these."""
+        try:
             try:
-                self._fetch(path, f"{commit}:{_KEEP}{commit}", prune=False)
+                self._fetch(
+                    path, source, *(("--depth", str(depth)) if depth else ()), refspecs=(f"{commit}:{_KEEP}{commit}",)
+                )
             except UnreachableSourceError:
                 raise
             except SourceError as error:
-                missing.context = "\n".join(part for part in (missing.context, error.context) if part)
-                missing.log = error.log
-                raise missing from error
-        self.client.run("update-ref", f"{_KEEP}{commit}", commit, cwd=path, what="keeping the commit")
+                if not depth or not objects.gives_no_single(error.context):
+                    raise
+                source.client.progress.note(
+                    f"{redact(source.address)} gives no single commits: its whole history is fetched"
+                )
+                self.fetch_all(path, source, whole=True)
+                if not self.has_commit(path, commit):
+                    raise
+                self._keep(path, commit)
+        except UnreachableSourceError:
+            raise
+        except SourceError as error:
+            missing.context = "\n".join(part for part in (missing.context, error.context) if part)
+            missing.log = error.log
+            raise missing from error
 
-    def _fetch(self, path: Path, *refspecs: str, prune: bool) -> None:
-        self.client.progress.update(f"fetching {redact(self.url)}")
+    def _fetch(self, path: Path, source: Source, *options: str, refspecs: tuple[str, ...], stdin: str = "") -> None:
+        self.client.progress.update("fetching")
+        before = objects.pack_bytes(path)
+        # A repository on this machine costs no transfer, and seldom allows a partial one.
+        part = "--no-filter" if is_local(source.address) or "--refetch" in options else "--filter=blob:none"
+        client = source.client.configured((f"remote.{REMOTE}.url", self.url))
+        if stdin:
+            # Single files: the host must not conclude from our commits that we have theirs.
+            client = client.configured(("fetch.negotiationAlgorithm", "noop"))
         try:
-            self.client.run(
-                "fetch", "--progress", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules",
-                *(["--prune"] if prune else []), self.url, *refspecs, cwd=path, what="fetching", url=self._shown(),
-            )
+            said = client.run(
+                "fetch", "--progress", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", part, *options,
+                REMOTE, *refspecs, cwd=path, what="fetching", url=source.shown, stdin=stdin,
+            ).stderr
         except BaseException:
             # A cut or full fetch leaves its half pack: useless to git, and it holds the space that ran out.
             clear_leftovers(path, self.client.progress)
             raise
+        self.sources.count(objects.pack_bytes(path) - before)
+        self._write(path, {"from": redact(source.address)})
+        if objects.ignores_filter(said) and "filter" not in self._said:
+            self._said.add("filter")
+            source.client.progress.note(
+                f"{redact(source.address)} cannot send a part of a repository: everything of it was fetched"
+            )
 
-    def _estimate(self, path: Path) -> int:
+    def fill(self, path: Path, commit: str, *, skip: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> int:
+        """Have every file of commit (but below skip, or only these) in the cache, and see that all are there.
+
+        Returns what they take on a disk, in bytes. Files come in several requests, each kept as it arrives.
+        """
+        wanted = objects.files_of(self.client, path, commit, skip=skip, only=only)
+        missing = objects.absent(self.client, path, wanted)
+        if missing and self.sources.offline:
+            raise MissingError(f"{len(missing)} files of {commit} of {redact(self.url)} are not in the cache")
+        if missing:
+            self.sources.each(self.ways, lambda source: self._fetch_files(path, source, wanted))
+        return objects.disk_bytes(self.client, path, wanted)
+
+    def _fetch_files(self, path: Path, source: Source, wanted: tuple[objects.File, ...]) -> None:
+        missing = objects.absent(self.client, path, wanted)
+        client, arrived = self.client, 0
+        for first in range(0, len(missing), FILES_A_REQUEST):
+            some = missing[first:first + FILES_A_REQUEST]
+            if isinstance(client.progress, Channel):
+                client.progress.within(first, len(missing), arrived)
+            before = objects.pack_bytes(path)
+            try:
+                self._fetch(path, source, "--stdin", refspecs=(), stdin="".join(f"{file.oid}\n" for file in some))
+            except UnreachableSourceError:
+                raise
+            except SourceError as error:
+                if not objects.gives_no_single(error.context):
+                    raise
+                self._refetch(path, source)
+                break
+            arrived += objects.pack_bytes(path) - before
+        if isinstance(client.progress, Channel):
+            client.progress.within(0, 0, 0)
+        if left := objects.absent(self.client, path, wanted):
+            raise SourceError(
+                f"{source.shown} did not send {len(left)} files that its own commits name",
+                context="\n".join(f"{file.oid}  {file.path}" for file in left[:5]), log=source.client.log,
+                hint="it is damaged or an incomplete copy: fetch from another mirror by --profile or --redirect",
+            )
+
+    def _refetch(self, path: Path, source: Source) -> None:
+        source.client.progress.note(f"{redact(source.address)} gives no single files: everything of it is fetched")
+        more = ("--depth", "1") if (path / "shallow").exists() else ()
+        kept = self.client.run(
+            "for-each-ref", "--format=%(refname)", _KEEP, cwd=path, what="reading the cache"
+        ).stdout.split() if more else []
+        self._fetch(
+            path, source, "--refetch", *more,
+            refspecs=tuple(f"{name.removeprefix(_KEEP)}:{name}" for name in kept) if more else _REFSPECS,
+        )
+
+    def abbreviation(self, path: Path, commit: str) -> int:
+        """Digits of commit in a version text; counted once for each state of the branches and tags."""
+        listing = self.client.text(
+            "for-each-ref", "--format=%(objectname)", "refs/heads", "refs/tags", cwd=path, what="reading the cache"
+        )
+        state = hashlib.sha256(f"{listing}\n{commit}".encode()).hexdigest()
+        known = self.record(path).get("abbreviations")
+        if isinstance(known, dict) and isinstance(known.get(state), int):
+            return int(known[state])
+        digits = objects.abbreviation(self.client, path, commit)
+        self._write(path, {"abbreviations": {state: digits}})
+        return digits
+
+    def _estimate(self, path: Path, source: Source) -> int:
         have = directory_bytes(path)
-        if is_local(self.effective_url):
-            there = Path(local_path(self.effective_url))
-            objects = next((p for p in (there / ".git" / "objects", there / "objects") if p.is_dir()), None)
-            return MARGIN_BYTES + max(0, (directory_bytes(objects) if objects else 0) - have)
+        if is_local(source.address):
+            there = Path(local_path(source.address))
+            found = next((p for p in (there / ".git" / "objects", there / "objects") if p.is_dir()), None)
+            return MARGIN_BYTES + max(0, (directory_bytes(found) if found else 0) - have)
         # After a first fetch only news comes; before it nobody knows.
         return MARGIN_BYTES + (have // 2 if have > MARGIN_BYTES else UNKNOWN_REMOTE_BYTES)
 
@@ -290,46 +491,3 @@ def directory_bytes(path: Path) -> int:
             with contextlib.suppress(OSError):
                 total += os.lstat(os.path.join(directory, name)).st_size  # noqa: PTH118  # many files
     return total
-
-
-def set_aside(path: Path) -> Path | None:
-    """Rename a damaged part of our own cache away; the new name, or None when there was nothing."""
-    if not path.exists() and not path.is_symlink():
-        return None
-    for number in range(1, 1000):
-        target = path.with_name(f"{path.name}.aside-{number}")
-        if not target.exists():
-            path.rename(target)
-            return target
-    raise SourceError(f"too many damaged copies beside {path}", hint="remove the ones that end in .aside-*")
-
-
-def clear_leftovers(path: Path, progress: Progress) -> None:
-    """Remove lock files and half packs that a killed git left in a cache whose lock we hold.
-
-    A git that outlived its kwdb-build (kill -9) may still be writing: it is waited for, then left alone.
-    """
-    leftovers = [
-        *path.glob("*.lock"), *path.glob("refs/**/*.lock"), *path.glob("objects/pack/tmp_*"),
-        *path.glob("objects/pack/.tmp-*"), *path.glob("objects/info/*.lock"), *path.glob("objects/??/tmp_obj_*"),
-    ]
-    if not leftovers:
-        return
-    deadline = time.monotonic() + _ORPHAN_WAIT_S
-    while _in_use(path):
-        if time.monotonic() > deadline:
-            raise LockedError(f"a git process of an earlier run still works in {path}", hint="wait until it has ended")
-        progress.update("waiting for a git process of an earlier run")
-        time.sleep(0.2)
-    for leftover in leftovers:
-        leftover.unlink(missing_ok=True)
-
-
-def _in_use(path: Path) -> bool:
-    """Whether a process works in path (git starts in its repository)."""
-    import psutil
-
-    return any(
-        (process.info["name"] or "").startswith("git") and process.info["cwd"] == str(path)
-        for process in psutil.process_iter(["name", "cwd"])
-    )

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from kwdb_build.errors import SourceError
 from kwdb_build.files import fsync_directory, load_json, write_json
 from kwdb_build.model import SOURCE_SUFFIX, SourceTree
+from kwdb_build.source.cachelock import LOCK_TIMEOUT_S, hold, set_aside
 from kwdb_build.source.inspect import content_digest, holds_store
-from kwdb_build.source.mirror import LOCK_TIMEOUT_S, hold, set_aside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kwdb_build.errors import SourceError
 from kwdb_build.model import SOURCE_SUFFIX
+from kwdb_build.source.checkout import place_name
 from kwdb_build.source.client import GitClient
 from kwdb_build.source.fetch import absolute_url
 from kwdb_build.source.inspect import read_tree
 from kwdb_build.source.mirror import Mirror
-from kwdb_build.source.reference import choose, unknown_reference, validate_ref, validate_url
+from kwdb_build.source.reference import is_full_commit, unknown_reference, validate_ref, validate_url
+from kwdb_build.source.sources import Sources
 
 if TYPE_CHECKING:
     from kwdb_build.model import SourceTree
     from kwdb_build.source.fetch import SourceRequest
+    from kwdb_build.source.reference import Target
+    from kwdb_build.source.sources import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,18 +35,30 @@ class Preview:
 def preview(request: SourceRequest, *, home: Path) -> Preview:
     """Ask the remote for its references; UnknownReferenceError and UnreachableSourceError as a fetch would raise."""
     ref = validate_ref(request.ref)
-    redirects = tuple(replace(item, replacement=absolute_url(item.replacement)) for item in request.redirects)
-    client, url = GitClient(redirects=redirects).with_url(absolute_url(validate_url(request.url)))
+    sources = Sources(request.ways(), policy=request.policy)
+    client, url = GitClient(redirects=sources.profiles[0].redirects).with_url(absolute_url(validate_url(request.url)))
     # git wants a directory to start in; nothing stays in it.
     with tempfile.TemporaryDirectory(prefix="kwdb-build-plan-") as scratch:
-        refs = Mirror(url=url, home=Path(scratch), client=client).ask()
-    target = choose(ref, refs, url=url)
-    if target is None:
-        raise unknown_reference(ref, refs, url=url)
-    place = home.absolute() / "source" / target.commit / SOURCE_SUFFIX
-    if not place.is_dir():
-        return Preview(commit=target.commit, tree=None)
+        mirror = Mirror(url=url, home=Path(scratch), client=client, sources=sources)
+
+        def look(source: Source) -> Target:
+            refs = mirror.ask(source)
+            found = mirror.target(source, ref, refs)
+            if found is None:
+                raise unknown_reference(ref, refs, url=url)
+            return found
+
+        commit = _known(request, ref, home) or sources.each(mirror.ways, look).commit
+    place = home.absolute() / "source" / place_name(commit, skip=request.skip) / SOURCE_SUFFIX
+    if not place.is_dir() or request.remote_submodules:
+        return Preview(commit=commit, tree=None)
     try:
-        return Preview(commit=target.commit, tree=read_tree(place, url=url, ref=ref, client=client))
+        return Preview(commit=commit, tree=read_tree(place, url=url, ref=ref, client=client))
     except SourceError:
-        return Preview(commit=target.commit, tree=None)  # a fetch makes such a checkout again
+        return Preview(commit=commit, tree=None)  # a fetch makes such a checkout again
+
+
+def _known(request: SourceRequest, ref: str, home: Path) -> str:
+    """A whole commit hash that is checked out already needs no asking, as in a fetch."""
+    whole = is_full_commit(ref) and (home / "source" / place_name(ref.lower(), skip=request.skip)).is_dir()
+    return ref.lower() if whole else ""

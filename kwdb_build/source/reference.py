@@ -9,10 +9,14 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from kwdb_build.errors import SourceError, UnknownReferenceError, UsageError
 from kwdb_build.model import Version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SCHEMES = ("https", "http", "ssh", "git", "file")
 LOCAL_SCHEMES = ("", "file")
@@ -26,6 +30,9 @@ _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _SCP = re.compile(r"^(?:(?P<user>[^@/:]+)@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^/:\[\]]+):(?P<path>.*)$", re.DOTALL)
 _URL_USER = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[^\s/?#'\"]*)@")
 _SECRET_QUERY = re.compile(r"(?i)([?&][a-z0-9_.-]*(?:token|secret|passw|pwd|key|auth|sign)[a-z0-9_.-]*=)[^&\s#'\"]+")
+LATEST = "latest"
+_PULL_REQUEST = re.compile(r"^(?:!|(?:pr|pull)/)(?P<number>[1-9]\d{0,9})(?:/head)?$")
+_RELEASE_TAG = re.compile(r"^V\d+(?:\.\d+){1,3}$")
 _REF_FORBIDDEN = re.compile(r"[ ~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(?:/|$)")
 
 
@@ -60,7 +67,10 @@ class RemoteRefs:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What a reference means: kind is tag, branch, ref or commit; for commit, `commit` may still be abbreviated."""
+    """What a reference means: kind is tag, branch, ref or commit; for commit, `commit` may still be abbreviated.
+
+    name is what the repository calls it: for `latest` the tag, for `pr/7` refs/pull/7/head.
+    """
 
     kind: str
     name: str
@@ -144,7 +154,7 @@ def _validate_scp(url: str, hint: str) -> None:
 
 def validate_ref(ref: str) -> str:
     """Return ref when it can name a tag, branch or commit (git's check-ref-format), else raise SourceError."""
-    hint = "name a tag such as V3.1.0, a branch, or a commit hash"
+    hint = "name a tag such as V3.1.0, a branch, a commit hash, a pull request such as pr/123, or latest"
     if not ref:
         raise SourceError("the reference is empty", hint=hint)
     if ref.startswith("-"):
@@ -167,6 +177,18 @@ def is_full_commit(ref: str) -> bool:
 def may_be_commit(ref: str) -> bool:
     """Whether ref could be the beginning of a commit hash."""
     return _SHORT_COMMIT.match(ref.lower()) is not None
+
+
+def pull_request_ref(ref: str) -> str:
+    """`refs/pull/123/head` of pr/123, pull/123, pull/123/head and !123 (gitee and GitHub keep them alike), else ''."""
+    match = _PULL_REQUEST.match(ref)
+    return f"refs/pull/{match['number']}/head" if match else ""
+
+
+def latest_release(tags: Iterable[str]) -> str:
+    """The highest tag that is a release and nothing else: V and numbers; no RC, `_old`, `BEFORE`, no small v. Or ''."""
+    releases = [tag for tag in tags if _RELEASE_TAG.match(tag)]
+    return max(releases, key=lambda tag: _age(tag)[:2], default="")
 
 
 def parse_redirect(text: str) -> Redirect:
@@ -262,6 +284,8 @@ def choose(ref: str, refs: RemoteRefs, *, url: str) -> Target | None:
     None when it can be nothing here. The same name for a tag and a branch with different commits is refused: one
     mirror would build this, another one that. Names win over short hashes (KWDB has a branch called `1804`).
     """
+    if ref == LATEST:
+        return _latest(refs, url=url)
     if is_full_commit(ref):
         return Target(kind="commit", name=ref.lower(), commit=ref.lower())
     for prefix, kind, table in (("refs/tags/", "tag", refs.tags), ("refs/heads/", "branch", refs.heads)):
@@ -280,6 +304,23 @@ def choose(ref: str, refs: RemoteRefs, *, url: str) -> Target | None:
     if head:
         return Target(kind="branch", name=ref, commit=head)
     return Target(kind="commit", name=ref, commit=ref.lower()) if may_be_commit(ref) else None
+
+
+def _latest(refs: RemoteRefs, *, url: str) -> Target:
+    tag = latest_release(refs.tags)
+    named = [f"refs/{kind}/{LATEST}" for kind, table in (("tags", refs.tags), ("heads", refs.heads)) if LATEST in table]
+    if named:
+        raise SourceError(
+            f"{LATEST!r} means the highest release, and {redact(url)} has a {' and a '.join(named)} as well",
+            hint=f"say which: {' or '.join([*([tag] if tag else []), *named])}",
+        )
+    if not tag:
+        raise UnknownReferenceError(
+            f"{redact(url)} has no release tag (V and numbers, such as V3.1.0)",
+            context=f"it has {len(refs.tags)} tags: {', '.join(sorted(refs.tags)[:_SUGGESTIONS])}",
+            hint="name a tag, a branch or a commit",
+        )
+    return Target(kind="tag", name=tag, commit=refs.tags[tag])
 
 
 def unknown_reference(ref: str, refs: RemoteRefs, *, url: str) -> UnknownReferenceError:

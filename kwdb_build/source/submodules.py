@@ -1,4 +1,4 @@
-"""Submodules at the commits that the tree pins (git ls-tree), never at the tip of a branch.
+"""Submodules at the commits that the tree pins (git ls-tree), not at the tip of a branch unless that is asked for.
 
 KWDB's README suggests `git submodule update --remote`, which moves them off what was released together.
 """
@@ -6,13 +6,13 @@ KWDB's README suggests `git submodule update --remote`, which moves them off wha
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kwdb_build.errors import SourceError, SubmoduleError
-from kwdb_build.files import require_space
-from kwdb_build.source.mirror import MARGIN_BYTES, Mirror
+from kwdb_build.source.mirror import Mirror, MissingError
 from kwdb_build.source.reference import (
     apply_redirects,
     basename,
@@ -20,28 +20,32 @@ from kwdb_build.source.reference import (
     join_relative,
     local_path,
     redact,
-    split_credentials,
     validate_url,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from kwdb_build.source.client import GitClient
+    from kwdb_build.source.sources import Sources
+    from kwdb_build.source.transfer import Board
 
 _MAX_DEPTH = 5
-_BLOCK_BYTES = 4096
 _GITLINK = "160000"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pin:
-    """One gitlink of a commit with its entry in .gitmodules. url is as written there, '' when there is no entry."""
+    """One gitlink of a commit with its entry in .gitmodules. url is as written there, '' when there is no entry.
+
+    branch is what README's `git submodule update --remote` would follow, '' for the default branch.
+    """
 
     path: str
     name: str
     url: str
     commit: str
+    branch: str = ""
 
 
 def read_pins(client: GitClient, repository: Path, commit: str) -> tuple[Pin, ...]:
@@ -50,7 +54,7 @@ def read_pins(client: GitClient, repository: Path, commit: str) -> tuple[Pin, ..
     links, has_file = parse_gitlinks(listing)
     if not links:
         return ()
-    entries: dict[str, tuple[str, str]] = {}
+    entries: dict[str, tuple[str, str, str]] = {}
     if has_file:
         found = client.run(
             "config", "--blob", f"{commit}:.gitmodules", "-z", "--list", cwd=repository, what="reading .gitmodules",
@@ -62,10 +66,11 @@ def read_pins(client: GitClient, repository: Path, commit: str) -> tuple[Pin, ..
                 hint="the tree itself is broken: choose another tag or commit",
             )
         entries = parse_gitmodules(found.stdout)
-    return tuple(
-        Pin(path=path, name=entries.get(path, ("", ""))[0], url=entries.get(path, ("", ""))[1], commit=oid)
-        for path, oid in sorted(links.items())
-    )
+    pins = []
+    for path, oid in sorted(links.items()):
+        name, url, branch = entries.get(path, ("", "", ""))
+        pins.append(Pin(path=path, name=name, url=url, commit=oid, branch=branch))
+    return tuple(pins)
 
 
 def parse_gitlinks(listing: str) -> tuple[dict[str, str], bool]:
@@ -83,8 +88,8 @@ def parse_gitlinks(listing: str) -> tuple[dict[str, str], bool]:
     return links, has_file
 
 
-def parse_gitmodules(listing: str) -> dict[str, tuple[str, str]]:
-    """Read `git config -z --list` of a .gitmodules: path -> (name, url)."""
+def parse_gitmodules(listing: str) -> dict[str, tuple[str, str, str]]:
+    """Read `git config -z --list` of a .gitmodules: path -> (name, url, branch)."""
     values: dict[str, dict[str, str]] = {}
     for entry in listing.split("\0"):
         key, newline, value = entry.partition("\n")
@@ -92,51 +97,123 @@ def parse_gitmodules(listing: str) -> dict[str, tuple[str, str]]:
         name, dot, variable = rest.rpartition(".")
         if newline and section == "submodule" and dot:
             values.setdefault(name, {})[variable] = value
-    return {found["path"]: (name, found.get("url", "")) for name, found in values.items() if "path" in found}
+    return {
+        found["path"]: (name, found.get("url", ""), found.get("branch", ""))
+        for name, found in values.items() if "path" in found
+    }
 
 
-def tree_bytes(client: GitClient, repository: Path, commit: str) -> int:
-    """What a checkout of commit takes on disk, rounded up to blocks."""
-    listing = client.text("ls-tree", "-r", "-l", "-z", "--full-tree", commit, cwd=repository, what="reading the tree")
-    sizes = (entry.partition("\t")[0].split()[-1] for entry in listing.split("\0") if entry)
-    return sum(-(-int(size) // _BLOCK_BYTES) * _BLOCK_BYTES + _BLOCK_BYTES // 4 for size in sizes if size.isdigit())
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One submodule that is in the cache: where it goes, which commit of it, and what lies in it.
+
+    address is its URL without a password, as .gitmodules means it; disk_bytes what a checkout takes.
+    """
+
+    shown: str
+    pin: Pin
+    address: str
+    commit: str
+    mirror: Mirror
+    disk_bytes: int
+    parts: tuple[Part, ...] = ()
+
+    def flat(self) -> tuple[Part, ...]:
+        """It and all below it."""
+        return (self, *(inner for part in self.parts for inner in part.flat()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubmoduleFetcher:
-    """Fills the submodules of a checkout from caches: one Mirror a URL, or local repositories beside the main one."""
+    """Brings submodules into caches: one Mirror a URL, or local repositories beside the main one.
+
+    remote: README's way, the tip of the branch that .gitmodules names instead of the pinned commit.
+    """
 
     client: GitClient
     home: Path
     main_url: str
     lock_timeout_s: float
+    sources: Sources
+    board: Board
+    remote: bool = False
 
-    def prefetch(self, repository: Path, commit: str) -> None:
-        """Have the pinned commits of the first level in the caches, before anything is checked out.
-
-        What is missing over there is then known in seconds, and what came stays for the next try.
-        """
-        for pin in read_pins(self.client, repository, commit):
-            url = self._address(pin, pin.path, self.main_url)
-            self.client.progress.update(f"submodule {pin.path}")
-            with self._cache_with(pin, pin.path, url, announce=True):
-                pass
-
-    def fill(self, tree: Path, commit: str, *, base_url: str, prefix: str = "", depth: int = 0) -> None:
-        """Check out every submodule of tree (at commit) and theirs, each at its pinned commit."""
-        pins = read_pins(self.client, tree, commit)
+    def jobs(
+        self, repository: Path, commit: str, *, base_url: str, prefix: str = "", depth: int = 0
+    ) -> list[Callable[[], Part]]:
+        """One piece of work for each submodule of a commit; they may run at the same time."""
+        pins = read_pins(self.client, repository, commit)
         if pins and depth >= _MAX_DEPTH:
             raise SubmoduleError(f"submodules nest deeper than {_MAX_DEPTH}: {prefix}{pins[0].path}")
-        for pin in pins:
-            shown = f"{prefix}{pin.path}"
-            url = self._address(pin, shown, base_url)
-            self.client.progress.update(f"submodule {shown}")
-            with self._cache_with(pin, shown, url, announce=depth > 0) as cache:
-                needed = MARGIN_BYTES + tree_bytes(self.client, cache, pin.commit)
-                require_space(tree, needed, f"submodule {shown}")
-                self._check_out(tree, pin, cache, split_credentials(url)[0])
-            verify_head(self.client, tree / pin.path, pin.commit, shown)
-            self.fill(tree / pin.path, pin.commit, base_url=url, prefix=f"{shown}/", depth=depth + 1)
+        return [
+            partial(self._get, pin, f"{prefix}{pin.path}", self._address(pin, f"{prefix}{pin.path}", base_url), depth)
+            for pin in pins
+        ]
+
+    def _get(self, pin: Pin, shown: str, url: str, depth: int) -> Part:
+        """Have one submodule's commit with all its files, and what is in it."""
+        channel = self.board.open(shown)
+        try:
+            client, clean = replace(self.client, progress=channel).with_url(url)
+            with self._errors_named(pin, shown, clean):
+                return self._get_with(client, pin, shown, clean, depth)
+        finally:
+            channel.close()
+
+    def _get_with(self, client: GitClient, pin: Pin, shown: str, url: str, depth: int) -> Part:
+        source = self._beside(pin, url) if not self.sources.offline else None
+        if source is not None:
+            client.progress.note(f"taken from {source}, beside the source given")
+        mirror = Mirror(
+            url=str(source or url), home=self.home, client=client, sources=self.sources,
+            lock_timeout_s=self.lock_timeout_s, name=shown,
+        )
+        with mirror.locked() as cache:
+            commit = self._tip(mirror, pin) if self.remote else pin.commit
+            mirror.have(cache, commit, missing=self._missing(mirror, pin, shown, url, commit))
+            disk_bytes = mirror.fill(cache, commit)
+            jobs = self.jobs(cache, commit, base_url=url, prefix=f"{shown}/", depth=depth + 1)
+        return Part(
+            shown=shown, pin=pin, address=url, commit=commit, mirror=mirror, disk_bytes=disk_bytes,
+            parts=tuple(job() for job in jobs),
+        )
+
+    def _tip(self, mirror: Mirror, pin: Pin) -> str:
+        if self.sources.offline:
+            raise MissingError(
+                f"the tip of {pin.branch or 'the default branch'} of {redact(mirror.url)} is known only over there",
+                hint="--submodules pinned needs no network",
+            )
+        if pin.branch == ".":
+            raise SubmoduleError(
+                f"submodule {pin.path} follows the branch of the main repository, which is not supported",
+                hint="use --submodules pinned",
+            )
+        return mirror.tip(pin.branch)
+
+    def _missing(self, mirror: Mirror, pin: Pin, shown: str, url: str, commit: str) -> SubmoduleError:
+        if self.sources.offline:
+            return SubmoduleError(f"submodule {shown}: {commit} cannot be had offline")
+        word = "pinned commit" if commit == pin.commit else "commit"
+        return SubmoduleError(
+            f"submodule {shown}: {mirror.address} does not have the {word} {commit}",
+            context=f"path    {shown}\nurl     {redact(url)}\nfrom    {mirror.address}\ncommit  {commit}",
+            hint=f"redirect it to a complete mirror: --redirect {redact(url)}=URL-OR-PATH",
+        )
+
+    @contextlib.contextmanager
+    def _errors_named(self, pin: Pin, shown: str, url: str) -> Iterator[None]:
+        try:
+            yield
+        except SubmoduleError:
+            raise
+        except SourceError as error:
+            where = f"path    {shown}\nurl     {redact(url)}\ncommit  {pin.commit}"
+            if not isinstance(error, MissingError):
+                error.context = "\n".join(part for part in (where, error.context) if part)
+            error.message = f"submodule {shown} (pinned commit {pin.commit[:12]}): {error.message}"
+            error.args = (error.message,)
+            raise
 
     def _address(self, pin: Pin, shown: str, base_url: str) -> str:
         if not pin.url or not pin.name:
@@ -144,6 +221,7 @@ class SubmoduleFetcher:
                 f"submodule {shown} has no URL in .gitmodules", context=f"pinned commit {pin.commit}",
                 hint="the tree itself is broken: choose another tag or commit",
             )
+        require_safe_place(pin, shown)
         relative = pin.url.startswith(("./", "../"))
         try:
             url = join_relative(base_url, pin.url)
@@ -151,7 +229,7 @@ class SubmoduleFetcher:
         except SourceError as error:
             raise SubmoduleError(f"submodule {shown}: {error.message}", hint="the tree asks for something unsafe") \
                 from error
-        redirected = apply_redirects(url, self.client.redirects) != url
+        redirected = any(apply_redirects(url, profile.redirects) != url for profile in self.sources.profiles)
         if is_local(url) and not redirected and not (relative and is_local(base_url)):
             raise SubmoduleError(
                 f"submodule {shown} asks for a path of this machine: {redact(pin.url)!r}",
@@ -159,57 +237,14 @@ class SubmoduleFetcher:
             )
         return url
 
-    @contextlib.contextmanager
-    def _cache_with(self, pin: Pin, shown: str, url: str, *, announce: bool) -> Iterator[Path]:
-        """Hold the cache of this submodule's URL, with the pinned commit in it."""
-        client, clean = self.client.with_url(url)
-        source = self._beside(pin, clean)
-        if source is not None and announce:
-            client.progress.note(f"submodule {shown}: taken from {source}, beside the source given")
-        mirror = Mirror(url=str(source or clean), home=self.home, client=client, lock_timeout_s=self.lock_timeout_s)
-        address = redact(mirror.effective_url)
-        missing = SubmoduleError(
-            f"submodule {shown}: {address} does not have the pinned commit {pin.commit}",
-            context=f"path    {shown}\nurl     {redact(clean)}\nfrom    {address}\ncommit  {pin.commit}",
-            hint=f"redirect it to a complete mirror: --redirect {redact(clean)}=URL-OR-PATH",
-        )
-        try:
-            with mirror.locked() as cache:
-                if not mirror.has_commit(cache, pin.commit):
-                    mirror.fetch_all(cache)
-                mirror.require_commit(cache, pin.commit, missing=missing)
-                yield cache
-        except SubmoduleError:
-            raise
-        except SourceError as error:
-            error.context = "\n".join(part for part in (missing.context, error.context) if part)
-            error.message = f"submodule {shown} (pinned commit {pin.commit[:12]}): {error.message}"
-            error.args = (error.message,)
-            raise
-
-    def _check_out(self, tree: Path, pin: Pin, cache: Path, url: str) -> None:
-        """Let git itself set the submodule up, with our cache as its origin for that moment.
-
-        protocol.file.allow is for this one call, whose address we wrote ourselves.
-        """
-        key = f"submodule.{pin.name}.url"
-        run = self.client.configured(("protocol.file.allow", "always")).run
-        run("config", key, str(cache), cwd=tree, what=f"setting up {pin.path}")
-        run(
-            "submodule", "update", "--init", "--checkout", "--force", "--no-recommend-shallow", "--progress", "--",
-            pin.path, cwd=tree, what=f"checking out submodule {pin.path}",
-        )
-        shown = redact(url)
-        run("config", key, shown, cwd=tree, what=f"setting up {pin.path}")
-        run("remote", "set-url", "origin", shown, cwd=tree / pin.path, what=f"setting up {pin.path}")
-
     def _beside(self, pin: Pin, url: str) -> Path | None:
         """A repository on this machine that holds the pinned commit and lies where a local main repository leads us.
 
         Only without a redirect for this URL: what the person said comes first. A commit hash names its content, so
         where it comes from makes no difference to what is built.
         """
-        if not is_local(self.main_url) or apply_redirects(url, self.client.redirects) != url:
+        first = self.sources.profiles[0].redirects
+        if self.remote or not is_local(self.main_url) or apply_redirects(url, first) != url:
             return None
         for candidate in candidates_beside(Path(local_path(self.main_url)), pin.name, basename(url)):
             if candidate.is_dir() and self.client.run(
@@ -218,6 +253,16 @@ class SubmoduleFetcher:
             ).ok:
                 return candidate
         return None
+
+
+def require_safe_place(pin: Pin, shown: str) -> None:
+    """SubmoduleError when a submodule's path or name would lead out of the tree or into a .git directory."""
+    for word, text in (("path", pin.path), ("name", pin.name)):
+        parts = text.split("/")
+        if any(part in {"", ".", ".."} or part.casefold() in {".git", "git~1"} for part in parts) or "\\" in text:
+            raise SubmoduleError(
+                f"submodule {shown} has an unsafe {word}: {text!r}", hint="the tree asks for something unsafe"
+            )
 
 
 def candidates_beside(main: Path, name: str, base: str) -> tuple[Path, ...]:
@@ -239,13 +284,18 @@ def _git_directory(path: Path) -> Path:
     return path / ".git" if (path / ".git").exists() else path
 
 
-def verify_head(client: GitClient, path: Path, commit: str, shown: str) -> None:
-    """SubmoduleError when the checkout at path is not exactly at commit."""
+def head_of(client: GitClient, path: Path) -> str:
+    """Commit of the checkout at path, '' when there is none of its own."""
     found = client.run("rev-parse", "--show-prefix", "HEAD", cwd=path, what="reading a submodule", check=False) \
         if path.is_dir() else None
     lines = found.stdout.split("\n") if found is not None and found.ok else []
     # A prefix means that path is no repository of its own: git then answers for the one around it.
-    here = lines[-1] if lines and not lines[0] else ""
+    return lines[-1] if lines and not lines[0] else ""
+
+
+def verify_head(client: GitClient, path: Path, commit: str, shown: str) -> None:
+    """SubmoduleError when the checkout at path is not exactly at commit."""
+    here = head_of(client, path)
     if here != commit:
         raise SubmoduleError(
             f"submodule {shown} is not at its pinned commit",

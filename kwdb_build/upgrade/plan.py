@@ -35,18 +35,15 @@ class Plan:
 def make_plan(request: UpgradeRequest, settings: Settings) -> Plan:
     """Look at the server, the source host and the caches; refuse here what the gate would refuse later."""
     from kwdb_build.server import capture, discover
-    from kwdb_build.source.fetch import SourceRequest
     from kwdb_build.source.preview import preview
-    from kwdb_build.source.reference import parse_redirect
+    from kwdb_build.upgrade.workshop import source_request
 
     selector = discover.Selector(pid=request.pid, store=request.store, listen=request.listen)
     deployment = capture.capture(discover.choose(discover.find_servers(), selector).pid)
     gate.require_supported_deployment(deployment)
     commit, tree = "", None
     if request.choice.local is None:
-        source = SourceRequest(
-            url=request.url, ref=request.ref, redirects=tuple(parse_redirect(pair) for pair in request.redirects)
-        )
+        source = source_request(settings, request.ref, url=request.url, redirects=request.redirects)
         seen = preview(source, home=settings.home)
         commit, tree = seen.commit, seen.tree if not request.choice.patches else None
     if tree is not None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kwdb_build.console import Console
     from kwdb_build.engine.base import Engine
     from kwdb_build.model import Artifact, CheckResult, SourceTree, Toolchain
+    from kwdb_build.source.fetch import SourceRequest
     from kwdb_build.source.gather import SourceChoice
 
 
@@ -43,11 +44,9 @@ class Workshop:
         self, ref: str, *, url: str, redirects: tuple[str, ...], choice: SourceChoice | None = None
     ) -> SourceTree:
         """Have the source of a reference, or what was chosen in its place, in the home's source cache."""
-        from kwdb_build.source.fetch import SourceRequest
         from kwdb_build.source.gather import SourceChoice, gather
-        from kwdb_build.source.reference import parse_redirect
 
-        request = SourceRequest(url=url, ref=ref, redirects=tuple(parse_redirect(pair) for pair in redirects))
+        request = source_request(self._settings, ref, url=url, redirects=redirects)
         return gather(
             request, choice or SourceChoice(), home=self._settings.home, progress=self._console, log=self.log("fetch")
         )
@@ -111,6 +110,26 @@ class Workshop:
             self._console.update(f"{artifact.version}, key {artifact.key.short}, {len(artifact.files)} files")
         require_runs_here(artifact)
         return artifact
+
+
+def source_request(settings: Settings, ref: str, *, url: str, redirects: tuple[str, ...]) -> SourceRequest:
+    """What to fetch, how and from where, as the settings say; UsageError for a profile or redirect that is none."""
+    from kwdb_build.source.fetch import SourceRequest
+    from kwdb_build.source.profiles import Policy, profiles_of
+    from kwdb_build.source.reference import parse_redirect
+    from kwdb_build.source.signature import SignatureRule
+
+    pairs = tuple(parse_redirect(pair) for pair in redirects)
+    return SourceRequest(
+        url=url, ref=ref, redirects=pairs,
+        profiles=profiles_of(settings.profile, settings.profiles, home=settings.home.absolute(), redirects=pairs),
+        policy=Policy(hosts=settings.allowed_hosts, schemes=settings.allowed_schemes),
+        remote_submodules=settings.submodules == "remote", offline=settings.offline, skip=settings.skip,
+        signature=SignatureRule(
+            require=settings.require_signature, allowed_signers=settings.allowed_signers, keyring=settings.keyring
+        ),
+        stall_timeout_s=settings.stall_timeout_s,
+    )
 
 
 def choose_toolchain(settings: Settings, tree: SourceTree) -> Toolchain:

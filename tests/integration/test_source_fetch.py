@@ -103,6 +103,7 @@ def test_a_moved_branch_and_a_new_tag_are_noticed(machine: Machine, upstream: Up
     upstream.main.tag("V1.2.0")
     upstream.push()
     # The same commit and the same checkout, but another version text since the tag came.
+    assert str(machine.fetch("master").version) == "V1.2.0"
     assert str(machine.fetch(moved).version) == "V1.2.0"
 
 
@@ -115,7 +116,10 @@ def test_a_tag_moved_or_deleted_over_there_is_moved_or_deleted_here(machine: Mac
     git(upstream.main.bare, "tag", "-d", "V1.0.0")
     with pytest.raises(UnknownReferenceError):
         machine.fetch("V1.0.0")
-    # The commit that was fetched stays in the cache, yet no version can be told any more.
+    # The commit that was fetched stays in the cache, yet no version can be told any more once that was noticed.
+    assert str(machine.fetch(upstream.commits["V1.1.0"]).version) == "V1.1.0"
+    with pytest.raises(SourceError, match="no version tag"):
+        machine.fetch("master")
     with pytest.raises(SourceError, match="no version tag"):
         machine.fetch(upstream.commits["V1.1.0"])
 

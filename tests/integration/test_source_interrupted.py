@@ -15,9 +15,8 @@ import psutil
 import pytest
 
 from kwdb_build.errors import LockedError, SourceError, SpaceError
-from kwdb_build.source import fetch as fetch_module
+from kwdb_build.source import checkout as checkout_module
 from kwdb_build.source import mirror as mirror_module
-from kwdb_build.source import submodules as submodules_module
 from kwdb_build.source.reference import Redirect
 from tests.unit.source.gitserver import http_server
 from tests.unit.source.sourcebox import HOST, Machine, Upstream
@@ -218,11 +217,10 @@ def test_a_disk_that_becomes_full_while_checking_out(
     with small_disk(machine.home, "10m") as resize:
         # First the precise check, that knows the size of the checkout; then without it, as a disk that others fill.
         monkeypatch.setattr(mirror_module, "MARGIN_BYTES", 0)
-        monkeypatch.setattr(fetch_module, "MARGIN_BYTES", 0)
-        monkeypatch.setattr(submodules_module, "MARGIN_BYTES", 0)
+        monkeypatch.setattr(checkout_module, "MARGIN_BYTES", 0)
         with pytest.raises(SpaceError, match="not enough disk space for the checkout"):
             machine.fetch("master")
-        monkeypatch.setattr(fetch_module, "require_space", lambda *_: None)
+        monkeypatch.setattr(checkout_module, "require_space", lambda *_: None)
         with pytest.raises((SpaceError, SourceError)) as caught:
             machine.fetch("master")
         assert isinstance(caught.value, SpaceError), machine.log.read_text()

@@ -31,6 +31,14 @@ class Behaviour:
     page: bytes = b""
     login: str = ""
     cut_after_bytes: int = -1
+    partial: bool = False
+    """Whether it sends part of a repository when asked to (git's uploadpack.allowFilter)."""
+    protocol: str = ""
+    """The protocol it insists on: '0' gives branches and tags, but nothing by its hash."""
+    refuse_after_packs: int = -1
+    """How many answers with a pack it gives before it cuts every further one."""
+    packs: int = 0
+    sent_bytes: int = 0
     silent: threading.Event = field(default_factory=threading.Event)
     busy: threading.Event = field(default_factory=threading.Event)
     requests: list[str] = field(default_factory=list)
@@ -88,9 +96,10 @@ class _Handler(BaseHTTPRequestHandler):
             "PATH": os.environ["PATH"], "GIT_PROJECT_ROOT": str(self.behaviour.root), "GIT_HTTP_EXPORT_ALL": "1",
             "PATH_INFO": path, "QUERY_STRING": query, "REQUEST_METHOD": self.command,
             "CONTENT_TYPE": self.headers.get("Content-Type", ""), "REMOTE_ADDR": "127.0.0.1",
-            "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""), "CONTENT_LENGTH": str(len(body)),
+            "GIT_PROTOCOL": self._protocol(), "CONTENT_LENGTH": str(len(body)),
             "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding", ""), "GIT_CONFIG_NOSYSTEM": "1",
-            "GIT_CONFIG_GLOBAL": os.devnull,
+            "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "uploadpack.allowFilter",
+            "GIT_CONFIG_VALUE_0": str(self.behaviour.partial).lower(),
         }
         done = subprocess.run(["git", "http-backend"], input=body, env=environment, capture_output=True, check=False)
         head, _, content = done.stdout.partition(b"\r\n\r\n")
@@ -101,14 +110,21 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         # Only the answer with the pack misbehaves: the one that a fetch is long in.
-        packed = self.command == "POST" and b"fetch" in body
+        packed = self.command == "POST" and (b"command=fetch" in body or b"want " in body)
         self._send(content, slow=packed)
+
+    def _protocol(self) -> str:
+        given = self.headers.get("Git-Protocol", "")
+        return given if not self.behaviour.protocol else f"version={self.behaviour.protocol}"
 
     def _send(self, content: bytes, *, slow: bool) -> None:
         behaviour = self.behaviour
+        behaviour.sent_bytes += len(content)
+        behaviour.packs += slow
+        refused = 0 <= behaviour.refuse_after_packs < behaviour.packs
         with contextlib.suppress(ConnectionError, ssl.SSLError):
-            if slow and behaviour.cut_after_bytes >= 0:
-                self.wfile.write(content[: behaviour.cut_after_bytes])
+            if slow and (behaviour.cut_after_bytes >= 0 or refused):
+                self.wfile.write(content[: max(behaviour.cut_after_bytes, 0)])
                 self.wfile.flush()
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return

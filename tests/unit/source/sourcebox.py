@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kwdb_build.command import run
 from kwdb_build.console import Progress
@@ -160,14 +161,14 @@ class Machine:
 
     def fetch(
         self, ref: str, *, url: str = f"{HOST}kwdb.git", redirects: tuple[Redirect, ...] | None = None,
-        stall_timeout_s: float = 60, lock_timeout_s: float = 60,
+        stall_timeout_s: float = 60, lock_timeout_s: float = 60, **more: Any,
     ) -> SourceTree:
         request = SourceRequest(
-            url=url, ref=ref, redirects=(self.upstream.redirect,) if redirects is None else redirects
+            url=url, ref=ref, redirects=(self.upstream.redirect,) if redirects is None else redirects,
+            stall_timeout_s=stall_timeout_s, **more,
         )
         return fetch(
-            request, home=self.home, progress=self.said, log=self.log, stall_timeout_s=stall_timeout_s,
-            lock_timeout_s=lock_timeout_s,
+            request, home=self.home, progress=self.said, log=self.log, lock_timeout_s=lock_timeout_s,
         )
 
     @property

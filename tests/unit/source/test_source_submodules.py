@@ -33,7 +33,7 @@ def test_gitmodules() -> None:
         "submodule.kwbase/vendor.branch\n2.0-master\0submodule.with.dots.path\na/b\0core.bare\nfalse\0novalue\0"
     )
     assert parse_gitmodules(listing) == {
-        "kwbase/vendor": ("kwbase/vendor", "https://h/kw-vendor.git"), "a/b": ("with.dots", ""),
+        "kwbase/vendor": ("kwbase/vendor", "https://h/kw-vendor.git", "2.0-master"), "a/b": ("with.dots", "", ""),
     }
 
 
