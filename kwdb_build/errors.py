@@ -33,6 +33,7 @@ class ExitCode(IntEnum):
     BACKUP = 14
     START = 15
     VERIFY = 16
+    SIGNATURE = 18
     NOT_REPRODUCIBLE = 17
     PATCH = 18
     BUNDLE = 19
@@ -40,6 +41,7 @@ class ExitCode(IntEnum):
     ROLLBACK_FAILED = 21
     NEEDS_RESUME = 22
     DOCTOR = 30
+    SIGNATURE = 23
     INTERRUPTED = 130
 
 
@@ -68,6 +70,7 @@ EXIT_CODE_MEANINGS: dict[ExitCode, str] = {
     ExitCode.ROLLBACK_FAILED: "the upgrade failed and so did the way back: a person is needed now",
     ExitCode.NEEDS_RESUME: "a run was cut off; `kwdb-build resume` or `kwdb-build rollback` finishes it",
     ExitCode.DOCTOR: "`doctor` found something that is wrong; nothing changed",
+    ExitCode.SIGNATURE: "a signature is missing, wrong, or of a key that is not allowed; nothing changed",
     ExitCode.INTERRUPTED: "stopped on request (Ctrl-C) at a safe point; nothing changed",
 }
 
@@ -255,6 +258,13 @@ class VerifyError(KwdbBuildError):
 
     exit_code = ExitCode.VERIFY
     reference = "verify"
+
+
+class SignatureError(KwdbBuildError):
+    """A signature could not be made, is missing, wrong, or by somebody who does not count."""
+
+    exit_code = ExitCode.SIGNATURE
+    reference = "signature"
 
 
 class RolledBackError(KwdbBuildError):

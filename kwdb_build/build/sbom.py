@@ -18,7 +18,9 @@ from kwdb_build.source.reference import redact
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from cyclonedx.model import Property
     from cyclonedx.model.component import Component
+    from cyclonedx.model.license import License
     from packageurl import PackageURL
 
     from kwdb_build.model import BuildKey, DebianPackage, SourceTree, Submodule, Toolchain, Wheel
@@ -39,14 +41,13 @@ def sbom_of(key: BuildKey, tree: SourceTree, toolchain: Toolchain) -> bytes:
     root = Component(
         name="kwdb", type=ComponentType.APPLICATION, version=tree.version.text, bom_ref=f"kwdb@{key.digest}",
         purl=_source_purl("kwdb", tree.url, tree.commit, version=tree.version.text),
-        licenses=_licences(parts.licence_of(tree.path)), properties=_properties({"commit": tree.commit,
-                                                                                 "build-key": key.digest}),
+        licenses=_licences(parts.licence_of(tree.path)),
+        properties=_properties({"commit": tree.commit, "build-key": key.digest}),
     )
     bom = Bom(
         serial_number=uuid.uuid5(_NAMESPACE, key.digest),
         metadata=BomMetaData(
             component=root, timestamp=datetime.fromtimestamp(tree.commit_time, tz=UTC),
-            tools=[],
         ),
     )
     bom.metadata.tools.components.add(
@@ -167,17 +168,17 @@ def _source_purl(name: str, url: str, commit: str, *, version: str) -> PackageUR
     return PackageURL(type="generic", name=name, version=version, qualifiers={"vcs_url": origin})
 
 
-def _licences(spdx: str) -> list[object]:
+def _licences(spdx: str) -> list[License]:
     from cyclonedx.factory.license import LicenseFactory
 
     return [LicenseFactory().make_from_string(spdx)] if spdx else []
 
 
-def _properties(values: dict[str, str]) -> list[object]:
+def _properties(values: dict[str, str]) -> list[Property]:
     return _pairs(list(values.items()))
 
 
-def _pairs(pairs: Iterable[tuple[str, str]]) -> list[object]:
+def _pairs(pairs: Iterable[tuple[str, str]]) -> list[Property]:
     from cyclonedx.model import Property
 
     return [Property(name=f"kwdb-build:{name}", value=value) for name, value in pairs]

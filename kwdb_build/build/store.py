@@ -91,17 +91,24 @@ class ArtifactStore:
         directory = self.root / key.digest
         return _read(directory) if directory.is_dir() else None
 
+    def look_up(self, key: BuildKey) -> Artifact | None:
+        """As find(), but for who goes on to use it: held against prune, and set aside when it cannot be read."""
+        return self._take(key, lambda _: None)
+
     def obtain(self, key: BuildKey) -> Artifact | None:
         """The build with that key to be used now: verified, and held against prune. None when there is none.
 
         ArtifactError when it was changed or is incomplete. It is then set aside, so that the next build makes it anew.
         """
+        return self._take(key, self.verify)
+
+    def _take(self, key: BuildKey, check: Callable[[Artifact], None]) -> Artifact | None:
         directory = self.root / key.digest
         if not self._hold(directory):
             return None
         try:
             artifact = _read(directory)
-            self.verify(artifact)
+            check(artifact)
         except ArtifactError as error:
             raise self._set_aside(directory, error) from error
         return artifact
@@ -224,6 +231,7 @@ class ArtifactStore:
             if not final.exists():
                 temporary.rename(final)
         fsync_directory(self.root)
+        self._hold(final)
         return _read(final)
 
     def _contents(self) -> dict[str, Path]:

@@ -38,7 +38,7 @@ class Stage(Step):
         """Check the artifact against its manifest once more, keep the old files, write the new ones beside them."""
         from kwdb_build.data import replace
 
-        context.workshop.store.verify(context.artifact)
+        context.workshop.store.hold(context.artifact)
         plan = service.replacement_plan(context.deployment, context.artifact)
         record = replace.stage(replace.prepare(plan, keep=context.run.replaced))
         context.held["switch"] = record
@@ -201,7 +201,7 @@ class Switch(Step):
         plan = service.replacement_plan(context.deployment, context.artifact)
         prepared = replace.prepare(plan, keep=context.run.replaced)
         if not replace.staged(prepared):
-            context.workshop.store.verify(context.artifact)
+            context.workshop.store.hold(context.artifact)
         record = replace.apply(prepared)
         for note in record.notes:
             context.console.note(f"  {note}", style="yellow")
