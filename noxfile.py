@@ -25,7 +25,9 @@ SYSTEM_PACKAGES = {
     "mmdebstrap": "mmdebstrap",
     "zstd": "zstd",
 }
-TEST_PACKAGES = {"psql": "postgresql-client", "openssl": "openssl"}
+TEST_PACKAGES = {
+    "psql": "postgresql-client", "openssl": "openssl", "ssh-keygen": "openssh-client", "gpg": "gnupg",
+    "minisign": "minisign", "mkfs.xfs": "xfsprogs"}
 
 
 def _engine_answers() -> bool:

@@ -29,9 +29,11 @@ from kwdb_build.files import fsync_directory, require_space, write_atomic
 from kwdb_build.scratch import scratch_directory
 
 if sys.version_info >= (3, 14):
+    from compression.zstd import CompressionParameter as _Parameter
     from compression.zstd import ZstdError as _ZstdError
     from compression.zstd import open as _zstd_open
 else:
+    from backports.zstd import CompressionParameter as _Parameter
     from backports.zstd import ZstdError as _ZstdError
     from backports.zstd import open as _zstd_open
 
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".tar.zst"
 README = "README.txt"
-_LEVEL = 10
+_OPTIONS: dict[int, int] = {_Parameter.compression_level: 10, _Parameter.checksum_flag: 1}
 _IMPORTING = ".importing-"
 _SMALL_BYTES = 256 << 20
 """More than any manifest or bill of materials takes; larger ones are refused before they are read."""
@@ -80,7 +82,7 @@ def export(store: ArtifactStore, artifact: Artifact, target: Path, *, force: boo
     store.hold(artifact)
     with _explained(target), _writing(target) as stream:
         digest = _Hashing(stream)
-        with _zstd_open(digest, "wb", level=_LEVEL) as packed, tarfile.open(
+        with _zstd_open(digest, "wb", options=_OPTIONS) as packed, tarfile.open(
             fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8"
         ) as tar:
             _write_members(tar, store, artifact, progress)
@@ -208,6 +210,8 @@ def import_archive(
                 artifact = incoming.begin(foreign=foreign)
                 limited.allowed += sum(entry.size for entry in artifact.files) + _SMALL_BYTES
                 incoming.unpack(artifact, progress)
+            while limited.read(_CHUNK):  # to the end, where the checksum of the whole file stands
+                pass
         progress.update("verifying")
         require(artifact, inspect(artifact, trust), hint=f"{path} is damaged or was changed: get it anew")
         try:

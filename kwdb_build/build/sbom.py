@@ -6,8 +6,10 @@ The only room that imports cyclonedx-python-lib, lazily.
 
 from __future__ import annotations
 
+import json
 import uuid
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from cyclonedx.model import Property
     from cyclonedx.model.component import Component
     from cyclonedx.model.license import License
+    from cyclonedx.validation.json import JsonStrictValidator
     from packageurl import PackageURL
 
     from kwdb_build.model import BuildKey, DebianPackage, SourceTree, Submodule, Toolchain, Wheel
@@ -69,15 +72,25 @@ def sbom_of(key: BuildKey, tree: SourceTree, toolchain: Toolchain) -> bytes:
 
 def problems_of(document: bytes) -> list[str]:
     """What the published JSON schema of CycloneDX (strict form) objects to; none: valid."""
+    try:
+        text = document.decode()
+        data = json.loads(text)
+        found = _validator().validate_str(text)
+    except (ValueError, RecursionError) as error:
+        return [f"no JSON: {error}"]
+    said = data.get("specVersion") if isinstance(data, dict) else None
+    if said != SPEC_VERSION:  # the schema takes any text here
+        return [f"specVersion: {said!r} instead of {SPEC_VERSION}"]
+    return [] if found is None else [_said(found.data)]
+
+
+@cache
+def _validator() -> JsonStrictValidator:
+    """Reads the schema once: it is large."""
     from cyclonedx.schema import SchemaVersion
     from cyclonedx.validation.json import JsonStrictValidator
 
-    try:
-        text = document.decode()
-        found = JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)
-    except (UnicodeDecodeError, ValueError) as error:
-        return [f"no JSON: {error}"]
-    return [] if found is None else [_said(found.data)]
+    return JsonStrictValidator(SchemaVersion.V1_6)
 
 
 def _said(error: object) -> str:
@@ -169,7 +182,7 @@ def _source_purl(name: str, url: str, commit: str, *, version: str) -> PackageUR
 
 
 def _licences(spdx: str) -> list[License]:
-    from cyclonedx.factory.license import LicenseFactory
+    from cyclonedx.contrib.license.factories import LicenseFactory
 
     return [LicenseFactory().make_from_string(spdx)] if spdx else []
 

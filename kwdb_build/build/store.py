@@ -220,7 +220,10 @@ class ArtifactStore:
                 },
                 mode=0o444,
             )
-            return self.publish(temporary, key, files)
+            artifact = self.publish(temporary, key, files)
+        # Not before: the directory is still locked as the temporary one that it was.
+        self._hold(artifact.path)
+        return artifact
 
     def publish(self, temporary: Path, key: BuildKey, files: Iterable[FileRecord]) -> Artifact:
         """Make a complete directory below root visible under its key, unless that key is there already."""
@@ -231,7 +234,6 @@ class ArtifactStore:
             if not final.exists():
                 temporary.rename(final)
         fsync_directory(self.root)
-        self._hold(final)
         return _read(final)
 
     def _contents(self) -> dict[str, Path]:
