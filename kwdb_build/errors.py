@@ -33,7 +33,6 @@ class ExitCode(IntEnum):
     BACKUP = 14
     START = 15
     VERIFY = 16
-    SIGNATURE = 18
     NOT_REPRODUCIBLE = 17
     PATCH = 18
     BUNDLE = 19

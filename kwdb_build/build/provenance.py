@@ -21,7 +21,7 @@ from kwdb_build.build.store import PROVENANCE, SBOM
 from kwdb_build.source.reference import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from kwdb_build.engine.base import EngineInfo
     from kwdb_build.model import Artifact, BuildKey, BuildOptions, FileRecord, SourceTree, Toolchain
@@ -139,7 +139,7 @@ def provenance_of(
                     "buildKey": key.digest, "keyInputs": key.inputs, "sourceDateEpoch": tree.commit_time,
                 },
                 "resolvedDependencies": [
-                    *_sources(tree, key), *_tools(toolchain),
+                    *_sources(tree), *_tools(toolchain),
                     {"name": "build image", "uri": toolchain.image_tag, **_image_digest(invocation.image)},
                 ],
             },
@@ -171,24 +171,31 @@ def subjects_of(files: Sequence[FileRecord]) -> list[dict[str, Any]]:
     ]
 
 
-def _sources(tree: SourceTree, key: BuildKey) -> list[dict[str, Any]]:
-    def pinned(name: str, url: str, commit: str) -> dict[str, Any]:
-        return {"name": name, "uri": f"{git_uri(redact(url))}@{commit}", "digest": {"gitCommit": commit}}
-
+def _sources(tree: SourceTree) -> list[dict[str, Any]]:
+    source = _pinned("source", tree.url, tree.commit)
+    if tree.content:
+        source["digest"] = {"sha256": tree.content} | source["digest"]
+    notes = {
+        "origin": tree.origin, "changed": list(tree.changed), "submodules": tree.submodule_mode,
+        "signature": tree.signature,
+    }
     return [
-        pinned("source", tree.url, tree.commit),
-        *(pinned(f"submodule {module.path}", module.url, module.commit) for module in tree.submodules),
-        *({"name": f"patch {name}", "digest": {"sha256": digest}} for name, digest in patches_in(key.inputs)),
+        source | {"annotations": {name: value for name, value in notes.items() if value}},
+        *(_pinned(f"submodule {module.path}", module.url, module.commit) for module in tree.submodules),
+        *(
+            {"name": f"patch {patch.name}", "digest": {"sha256": patch.sha256},
+             "annotations": {"number": number, "directory": patch.directory, "strip": patch.strip}}
+            for number, patch in enumerate(tree.patches, start=1)
+        ),
     ]
 
 
-def patches_in(inputs: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, sha256) of the patches in a key's inputs: each a digest, or a list that ends in one."""
-    found = []
-    for number, entry in enumerate(inputs.get("source", {}).get("patches", []), start=1):
-        parts = [entry] if isinstance(entry, str) else [str(part) for part in entry]
-        found.append((" ".join([str(number), *parts[:-1]]), parts[-1]))
-    return found
+def _pinned(name: str, url: str, commit: str) -> dict[str, Any]:
+    """A descriptor of a commit, or of the digest of files that have none."""
+    algorithm, _, digest = commit.rpartition(":")
+    if algorithm == "sha256":
+        return {"name": name, "uri": git_uri(redact(url)), "digest": {"sha256": digest}}
+    return {"name": name, "uri": f"{git_uri(redact(url))}@{commit}", "digest": {"gitCommit": commit}}
 
 
 def _tools(toolchain: Toolchain) -> list[dict[str, Any]]:

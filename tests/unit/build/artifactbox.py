@@ -15,6 +15,7 @@ from kwdb_build.model import (
     BuildKey,
     BuildOptions,
     DebianPackage,
+    Patch,
     SourceTree,
     Submodule,
     Toolchain,
@@ -74,7 +75,7 @@ def source_tree(root: Path) -> SourceTree:
     urls = {"kwbase/vendor": "kw-vendor", "kwbase/c-deps": "kw-cdeps", "kwdbts2/third_party": "kw-third_party"}
     return SourceTree(
         path=path, url="https://gitee.com/kwdb/kwdb.git", ref="V3.2.1", commit="a" * 40, commit_time=1_780_000_000,
-        version=Version.parse("V3.2.1"),
+        version=Version.parse("V3.2.1"), patches=(Patch(name="0001-fix.patch", sha256="f" * 64),),
         submodules=tuple(
             Submodule(path=place, url=f"https://gitee.com/kwdb/{name}.git", commit=str(number) * 40)
             for number, (place, name) in enumerate(urls.items(), start=1)
@@ -85,7 +86,7 @@ def source_tree(root: Path) -> SourceTree:
 def key_of(word: str, *, architecture: str = "") -> BuildKey:
     """A key whose inputs have the parts that readers look at."""
     return BuildKey.of({
-        "source": {"commit": "a" * 40, "patches": [["0001-fix.patch", "f" * 64]]}, "word": word,
+        "source": {"commit": "a" * 40, "patches": [["", 1, "f" * 64]]}, "word": word,
         "toolchain": {"name": "box", "architecture": architecture or this_architecture(), "lock": "c" * 64},
         "options": {"build_type": "Release"},
     })

