@@ -33,7 +33,7 @@ _LONGER = 1.15
 """Each round waits a little longer: a server that is up at once is noticed at once, a slow one is not pestered."""
 _BANNER_GRACE_S = 20.0
 """A cluster node was seen to print its banner seconds after it was ready."""
-_OK = 200
+OK = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ class _Waiting:
 
     def ready(self) -> bool:
         """/health?ready=1 says 200; a server without HTTP is judged by SQL alone."""
-        return self.deployment.http is None or self._health().status == _OK
+        return self.deployment.http is None or self._health().status == OK
 
     def answers(self) -> bool:
         """`SELECT 1` comes back."""
