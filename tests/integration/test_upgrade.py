@@ -202,8 +202,8 @@ def test_dry_run_writes_nothing(tool: Tool, make_server: MakeServer) -> None:
     answer = tool("plan", "V1.1.0", "--store", str(server.store), "--json")
     assert answer.code == ExitCode.OK, answer.err
     steps = [action["step"] for action in answer.json["plan"]["actions"]]
-    assert steps == ["capture", "fetch", "gate", "check", "build", "stage", "baseline", "precopy", "stop", "backup", "switch",
-                     "start", "verify", "keep"]
+    assert steps == ["capture", "fetch", "gate", "check", "build", "validate", "trial", "stage", "baseline", "precopy",
+                     "stop", "backup", "switch", "start", "verify", "keep"]
     assert tool.upgrade(server, "V1.1.0", "-n").code == ExitCode.OK
     assert world() == before
     assert server.pid() == pid
