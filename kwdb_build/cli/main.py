@@ -34,6 +34,7 @@ _VERBS = {
     "source": ("source", "What a build contained beside its upstream commits: diff."),
     "artifact": ("artifact", "Stored builds: list, show, verify, export, import, sign, prune."),
     "toolchain": ("toolchain", "Toolchains: list, show, lock, build, export, import."),
+    "cache": ("cache", "Fetched sources: list, prune."),
 }
 
 

@@ -1,12 +1,14 @@
-"""Which stored builds the runs still need: not to be pruned, whatever was asked for."""
+"""Which stored builds and fetched sources the runs still need: not to be pruned, whatever was asked for."""
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kwdb_build.data.replace import RECORD, load
 from kwdb_build.errors import KwdbBuildError
-from kwdb_build.files import load_json
+from kwdb_build.files import load_json, read_json
 from kwdb_build.model import Artifact
 from kwdb_build.upgrade.result import load_result
 from kwdb_build.upgrade.rundir import RunDirectory
@@ -14,7 +16,6 @@ from kwdb_build.upgrade.session import is_open
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 
 def needed_builds(home: Path, artifacts: Sequence[Artifact]) -> dict[str, str]:
@@ -63,3 +64,13 @@ def _replaced_kwbase(run: RunDirectory) -> set[str]:
         return {item.old for item in load(run.replaced).files if item.source.name == "kwbase"}
     except KwdbBuildError:
         return set()
+
+
+def needed_sources(home: Path) -> tuple[Path, ...]:
+    """Source trees of runs that can be resumed."""
+    found = []
+    for run in RunDirectory.all(home):
+        if is_open(run):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                found.append(Path(str(read_json(run.source)["path"])))
+    return tuple(found)
