@@ -21,13 +21,12 @@ nox.needs_version = ">=2024.10.9"
 ROOT = Path(__file__).parent
 SYSTEM_PACKAGES = {
     "git": "git",
-    "dockerd": "docker.io",
     "mmdebstrap": "mmdebstrap",
     "zstd": "zstd",
 }
-TEST_PACKAGES = {
-    "psql": "postgresql-client", "openssl": "openssl", "ssh-keygen": "openssh-client", "gpg": "gnupg",
-    "minisign": "minisign", "mkfs.xfs": "xfsprogs"}
+SANDBOX_PACKAGES = {"bwrap": "bubblewrap"}
+DOCKER_PACKAGES = {"dockerd": "docker.io"}
+TEST_PACKAGES = {"psql": "postgresql-client", "openssl": "openssl", "podman": "podman"}
 
 
 def _engine_answers() -> bool:
@@ -73,6 +72,28 @@ def _docker(session: nox.Session) -> None:
     session.warn("dockerd did not come up: see /var/log/dockerd.kwdb-build.log")
 
 
+def _sandbox_works() -> bool:
+    """Whether bubblewrap may make a sandbox here; kwdb-build says why when it may not."""
+    argv = ["bwrap", "--unshare-all", "--uid", "0", "--gid", "0", "--ro-bind", "/", "/", "--proc", "/proc", "true"]
+    return shutil.which("bwrap") is not None and subprocess.run(argv, check=False, capture_output=True).returncode == 0
+
+
+def _engine(session: nox.Session) -> None:
+    """Something to build in, with as little as possible.
+
+    An engine that answers, else Docker's daemon where it is installed already, else bubblewrap, and Docker from the
+    distribution only where bubblewrap cannot work.
+    """
+    _system(session, SYSTEM_PACKAGES)
+    _docker(session)
+    if _engine_answers():
+        return
+    _system(session, SANDBOX_PACKAGES)
+    if not _sandbox_works() and os.geteuid() == 0:
+        _system(session, DOCKER_PACKAGES)
+        _docker(session)
+
+
 def _install(session: nox.Session, *groups: str) -> None:
     arguments = [part for group in groups for part in ("--group", group)]
     session.install("-q", "--upgrade", "pip>=25.1")  # --group came with 25.1
@@ -86,9 +107,10 @@ def _verb(session: nox.Session, *argv: str, engine: bool = False) -> None:
     second after Ctrl-C, while an upgrade has to reach a safe point first. A terminal's Ctrl-C reaches the child by
     itself; SIGTERM to nox is passed on.
     """
-    _system(session, SYSTEM_PACKAGES if engine else {"git": "git"})
     if engine:
-        _docker(session)
+        _engine(session)
+    else:
+        _system(session, {"git": "git"})
     _install(session)
     _run_module(session, "kwdb_build", *argv)
 
@@ -165,8 +187,7 @@ def rollback(session: nox.Session) -> None:
 @nox.session(default=False)
 def demo(session: nox.Session) -> None:
     """See an upgrade happen on the bundled miniature: nox -s demo."""
-    _system(session, SYSTEM_PACKAGES)
-    _docker(session)
+    _engine(session)
     _install(session)
     _run_module(session, "tests.minikwdb.demo")
 
@@ -181,7 +202,7 @@ def lint(session: nox.Session) -> None:
 
 
 def _pytest(session: nox.Session, *argv: str) -> None:
-    _system(session, {**SYSTEM_PACKAGES, **TEST_PACKAGES})
+    _system(session, {**SYSTEM_PACKAGES, **SANDBOX_PACKAGES, **DOCKER_PACKAGES, **TEST_PACKAGES})
     _docker(session)
     _install(session, "tests")
     # Most tests wait for a process most of the time: one worker more than processors.
@@ -204,7 +225,7 @@ def tests_long(session: nox.Session) -> None:
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure against the bare alternatives in the same run; prints a table and JSON."""
-    _system(session, SYSTEM_PACKAGES)
+    _system(session, {**SYSTEM_PACKAGES, **SANDBOX_PACKAGES, **DOCKER_PACKAGES})
     _docker(session)
     _install(session, "tests")
     session.run("python", "-m", "tests.bench", *session.posargs, stderr=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 
 
@@ -11,6 +12,7 @@ def main() -> None:
     """Run the command line and exit with its documented code."""
     _open_missing_streams()
     _read_names_as_utf8()
+    end_in_order()
     from kwdb_build.cli import run
 
     code = run(sys.argv[1:])
@@ -19,6 +21,20 @@ def main() -> None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     sys.exit(code)
+
+
+def end_in_order() -> None:
+    """Let SIGTERM and SIGHUP end this process as Ctrl-C does: with what it started ended, and its temporaries removed.
+
+    A verb that must not be left in the middle takes the signals over. A SIGHUP that is ignored (nohup) stays so.
+    """
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) == signal.SIG_DFL:
+            signal.signal(signum, interrupt)
 
 
 def _read_names_as_utf8() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import selectors
 import shlex
 import signal
 import subprocess
@@ -15,16 +16,17 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from kwdb_build.errors import KwdbBuildError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
 TAIL_LINES = 30
 _END_GRACE_S = 5.0
+_PIECE = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,21 +69,20 @@ def run(
     timeout_s: float | None = 60.0,
     log: Path | None = None,
     on_line: Callable[[str], None] | None = None,
-    stdin: Path | None = None,
+    fds: Sequence[int] = (),
 ) -> Completed:
     """Run argv to its end and return what it said.
 
-    env replaces the environment when given; stdin is a file that the child reads, else it gets nothing. stdout is kept
-    whole, stderr as text too; both go to `log` line by line, and each line (of both) to on_line. A child that outlives
-    timeout_s is ended with SIGTERM, then SIGKILL.
+    env replaces the environment when given; fds are inherited under their numbers. stdout is kept whole, stderr as text
+    too; both go to `log` line by line,
+    and each line (of both) to on_line. A child that outlives timeout_s is ended with SIGTERM, then SIGKILL.
     Errors: CommandError when the program is missing, timed out or (with check) exits other than 0.
     """
     try:
-        with (stdin or Path(os.devnull)).open("rb") as given:
-            process = subprocess.Popen(
-                list(argv), cwd=cwd, env=None if env is None else dict(env), stdin=given,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-            )
+        process = subprocess.Popen(
+            list(argv), cwd=cwd, env=None if env is None else dict(env), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, pass_fds=tuple(fds),
+        )
     except OSError as error:
         raise CommandError(
             f"cannot run {argv[0]}: {error.strerror}", context=quote(argv), hint=f"install {argv[0]} or put it on PATH"
@@ -208,3 +209,121 @@ def kill_child(pid: int) -> None:
     if reap(pid) is None:
         os.kill(pid, signal.SIGKILL)
         reap(pid, _END_GRACE_S)
+
+
+def follow(
+    argv: Sequence[str], *, env: Mapping[str, str], fds: Sequence[int], on_output: Callable[[bytes, bytes], None],
+    started: Callable[[], None] | None = None, end: Callable[[], None] | None = None, timeout_s: float | None = None,
+) -> tuple[int, bool]:
+    """Run argv in a session of its own, hand each piece of its (stdout, stderr) on as it comes, and wait for its end.
+
+    Returns the exit code (negative: ended by that signal) and whether timeout_s ended it. env is its whole environment;
+    it inherits fds under their numbers. started() is called once it runs. When time is up, or anything is raised in
+    here, end() is called to make it end; what is left of it after that is killed. Errors: CommandError when it cannot
+    be started.
+    """
+    try:
+        process = subprocess.Popen(
+            list(argv), env=dict(env), pass_fds=tuple(fds), start_new_session=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+    except OSError as error:
+        raise CommandError(f"cannot run {argv[0]}: {error.strerror}", context=quote(argv)) from error
+    with process:
+        try:
+            deadline = None if timeout_s is None else time.monotonic() + timeout_s
+            if started:
+                started()
+            in_time = _read_both(process, on_output, deadline)
+            if not in_time:
+                _end(process, end)
+                _read_both(process, on_output, time.monotonic() + _END_GRACE_S)
+        except BaseException:
+            _end(process, end)
+            raise
+    return process.returncode, not in_time
+
+
+def _end(process: subprocess.Popen[bytes], end: Callable[[], None] | None) -> None:
+    if end:
+        end()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_GRACE_S)
+    if process.poll() is None:
+        end_group(process)
+
+
+def _read_both(
+    process: subprocess.Popen[bytes], on_output: Callable[[bytes, bytes], None], deadline: float | None
+) -> bool:
+    """Read stdout and stderr until both are closed and the child has ended; False when the deadline came first."""
+    with selectors.DefaultSelector() as selector:
+        for stream in (process.stdout, process.stderr):
+            if stream is not None and not stream.closed:
+                selector.register(stream, selectors.EVENT_READ)
+        while selector.get_map():
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            for key, _ in selector.select(left):
+                data = os.read(key.fd, _PIECE)
+                if not data:
+                    selector.unregister(key.fileobj)
+                elif key.fileobj is process.stdout:
+                    on_output(data, b"")
+                else:
+                    on_output(b"", data)
+    try:
+        process.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+class Talking:
+    """A child with pipes to and from it; it ends with the context."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.pid = process.pid
+
+    def ask(self, line: bytes) -> bytes:
+        """Write a line and read what is answered, up to as many bytes; b'' when it has ended."""
+        if self._process.stdin is None or self._process.stdout is None:
+            return b""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+        return self._process.stdout.read(len(line))
+
+    def errors(self) -> str:
+        """All that an ended child wrote to stderr."""
+        return self._process.stderr.read().decode("utf-8", "replace") if self._process.stderr else ""
+
+
+@contextlib.contextmanager
+def start(argv: Sequence[str]) -> Iterator[Talking]:
+    """Start argv with pipes for its standard streams; it is killed at the end of the context. Errors: CommandError."""
+    try:
+        process = subprocess.Popen(
+            list(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
+    except OSError as error:
+        raise CommandError(f"cannot run {argv[0]}: {error.strerror}", context=quote(argv)) from error
+    try:
+        yield Talking(process)
+    finally:
+        process.kill()
+        with contextlib.suppress(BrokenPipeError):
+            process.communicate()
+
+
+def on_terminal(argv: Sequence[str], *, env: Mapping[str, str], fds: Sequence[int], terminal: int) -> Any:
+    """Start argv with a terminal (an open descriptor) as its controlling one; the process, to be waited for."""
+    try:
+        return subprocess.Popen(
+            ["setsid", "--ctty", "--wait", *argv], env=dict(env), pass_fds=tuple(fds), stdin=terminal, stdout=terminal,
+            stderr=terminal,
+        )
+    except OSError as error:
+        raise CommandError(f"cannot run {argv[0]}: {error.strerror}", context=quote(argv)) from error

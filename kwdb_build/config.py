@@ -74,6 +74,9 @@ class Settings(BaseModel):
     allowed_signers: Path | None = Field(None, description="ssh: file of allowed signers (ssh-keygen -Y)")
     keyring: Path | None = Field(None, description="gpg: file of exported public keys")
     toolchain: str = Field("", description="toolchain name or folder; empty: chosen from the fetched tree")
+    engine: str = Field(
+        "", pattern="^(docker|podman|sandbox)?$", description="docker, podman or sandbox; empty: the first that works"
+    )
     docker_host: str = Field("", description="address of the Docker engine; empty: as the docker client's own context")
     build_type: str = Field("Release", description="CMake build type")
     jobs: int = Field(0, ge=0, description="parallel compile jobs; 0: from cores and memory")
@@ -90,13 +93,8 @@ class Settings(BaseModel):
         "", description="URL of a Debian mirror, or apt sources (.list or .sources); empty: this machine's own"
     )
     base_image: str = Field(
-        "", description="a Debian image to start build images from: NAME@sha256:…, or a file (root file system or "
-        "docker save); empty: bootstrapped by mmdebstrap"
+        "", description="a ready Debian image (best by digest) to start build images from; empty: bootstrapped by apt"
     )
-    registry: str = Field("", description="prefix for a base_image without a registry, such as mirror.example/hub")
-    http_proxy: str = Field("", description="proxy for http:// downloads; empty: as the environment has it")
-    https_proxy: str = Field("", description="proxy for https:// downloads; empty: as the environment has it")
-    no_proxy: str = Field("", description="hosts that are reached without a proxy; empty: as the environment has it")
     strict_lock: bool = Field(
         False, description="refuse when a locked package is gone from the mirrors, instead of resolving anew"
     )

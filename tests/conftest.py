@@ -40,7 +40,10 @@ for _signum, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
 
 TOOLCHAIN = Path(__file__).parent / "minikwdb" / "toolchain"
 # Their tests share builds that each worker would have to make again.
-ONE_WORKER = frozenset({"tests/integration/test_build_minikwdb.py", "tests/integration/test_image_minikwdb.py"})
+ONE_WORKER = frozenset({
+    "tests/integration/test_build_minikwdb.py", "tests/integration/test_image_minikwdb.py",
+    "tests/integration/test_engine_every.py",
+})
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -48,6 +48,8 @@ _SERVER = (
 )
 _BUILD = (
     click.option("--toolchain", help="Toolchain name or folder (default: the one that serves the fetched version)."),
+    click.option("--engine", type=click.Choice(["docker", "podman", "sandbox"]),
+                 help="Where to build (default: the first that works of the three)."),
     click.option("--docker-host", help="Docker engine to use (default: as the docker command does)."),
     click.option("--build-type", type=click.Choice(["Release", "Debug"]), help="CMake build type (default: Release)."),
     click.option("--jobs", "-j", type=click.IntRange(min=0), help="Compile jobs (default: from cores and memory)."),
@@ -81,12 +83,10 @@ def console_of(options: Mapping[str, Any]) -> Console:
 
 def settings_of(options: Mapping[str, Any]) -> Settings:
     """Merge defaults, file, environment and the flags that are settings."""
-    from kwdb_build import config, network
+    from kwdb_build import config
 
     flags = {name: value for name, value in options.items() if name in config.Settings.model_fields}
-    settings = config.load(flags, config=options.get("config"))
-    network.apply(settings)
-    return settings
+    return config.load(flags, config=options.get("config"))
 
 
 def verb(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,24 +17,28 @@ from kwdb_build.errors import EngineError
 MINIMUM_API = (1, 40)
 """Docker 19.03; Podman's compatible socket says 1.41. It is the oldest that has all that a run asks for."""
 DEFAULT_SOCKET = Path("/var/run/docker.sock")
+PODMAN_SOCKET = Path("/run/podman/podman.sock")
 _PROBE_TIMEOUT_S = 10.0
+_PROGRAMS = ("dockerd", "docker", "podman")
 _INSTALL_HINT = (
     "install Docker Engine 19.03 or later (Debian, Ubuntu: apt-get install docker.io; RHEL-like: dnf install podman "
     "and systemctl enable --now podman.socket), or name an engine with --docker-host"
 )
 
 
-def candidate_sockets() -> list[Path]:
-    """Where an engine of this machine may listen, in the order they are tried."""
-    found = [DEFAULT_SOCKET]
-    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        found += [Path(runtime) / "docker.sock", Path(runtime) / "podman" / "podman.sock"]
-    return [*found, Path("/run/podman/podman.sock")]
+def candidate_sockets(kind: str = "") -> list[Path]:
+    """Where an engine of this machine may listen, in the order they are tried; kind: docker, podman, '' for both."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    mine = [Path(runtime)] if runtime else []
+    docker = [DEFAULT_SOCKET, *(place / "docker.sock" for place in mine)]
+    podman = [*(place / "podman" / "podman.sock" for place in mine), PODMAN_SOCKET]
+    return {"docker": docker, "podman": podman}.get(kind, docker + podman)
 
 
-def default_address() -> str:
-    """Address of the first engine socket that exists; Docker's own one when there is none, so that errors name it."""
-    found = next((path for path in candidate_sockets() if _exists(path)), DEFAULT_SOCKET)
+def default_address(kind: str = "") -> str:
+    """Address of the first engine socket that exists; the usual one when there is none, so that errors name it."""
+    usual = PODMAN_SOCKET if kind == "podman" else DEFAULT_SOCKET
+    found = next((path for path in candidate_sockets(kind) if _exists(path)), usual)
     return f"unix://{found}"
 
 
@@ -84,12 +88,12 @@ def probe(address: str) -> None:
             parts = urlsplit(address)
             socket.create_connection((parts.hostname or "", parts.port or 2375), _PROBE_TIMEOUT_S).close()
     except (OSError, ValueError) as error:
-        raise unreachable(address, error, installed=is_installed(), user=_user()) from error
+        raise unreachable(address, error, installed=is_installed(_PROGRAMS), user=_user()) from error
 
 
-def is_installed() -> bool:
-    """Whether some engine's program is on PATH (installed, perhaps not running)."""
-    return any(shutil.which(name) for name in ("dockerd", "docker", "podman"))
+def is_installed(programs: tuple[str, ...]) -> bool:
+    """Whether one of these programs is on PATH (installed, perhaps not running)."""
+    return any(shutil.which(name) for name in programs)
 
 
 def _user() -> str:

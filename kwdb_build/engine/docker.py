@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import threading
 import time
@@ -12,11 +13,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from kwdb_build import files
-from kwdb_build.engine.address import MINIMUM_API, check_api, default_address, is_remote, probe
-from kwdb_build.engine.archive import read_archive
+from kwdb_build.engine.address import MINIMUM_API, candidate_sockets, check_api, default_address, is_remote, probe
+from kwdb_build.engine.archive import LOCAL_PREFIX, read_archive
 from kwdb_build.engine.base import EngineInfo, RunResult, StoredImage
 from kwdb_build.engine.owner import owner, owner_lives
-from kwdb_build.engine.stream import BuildEvents, LineSplitter
+from kwdb_build.engine.stream import BuildEvents, Sink
 from kwdb_build.engine.terminal import relay, require_terminal
 from kwdb_build.engine.volume import UNRELIABLE, forget_volumes, plain_volume
 from kwdb_build.errors import EngineError
@@ -36,23 +37,29 @@ _API_TIMEOUT_S = 300
 _PIDS_LIMIT = 8192
 _SIGKILL_CODE = 137
 _CHUNK = 1 << 20
+_IDENTITY = re.compile(r"sha256:[0-9a-f]{64}")
+_HOST = re.compile(r"^(localhost|[^/]*[.:][^/]*)/")
+"""What stands before an image's name in a registry."""
 
 
 class DockerEngine:
     """One daemon, reached through its API. A context manager: leaving it closes the connections."""
 
-    def __init__(self, client: Any, *, address: str) -> None:
+    def __init__(self, client: Any, *, address: str, kind: str = "docker") -> None:
         self._api = client
         self.address = address
+        self.kind = kind
         self._active: set[str] = set()
+        self._has_init = True
 
     @classmethod
-    def connect(cls, docker_host: str = "") -> Self:
+    def connect(cls, docker_host: str = "", *, kind: str = "") -> Self:
         """Reach a daemon: docker_host, else DOCKER_HOST, else the docker client's context, else a known local socket.
 
-        Errors: EngineError that tells apart not installed, not running, not allowed, unreachable, too old.
+        kind ('docker', 'podman') is what must answer; '' takes either. Podman is looked for at CONTAINER_HOST, its own
+        variable. Errors: EngineError that tells apart not installed, not running, not allowed, unreachable, too old.
         """
-        address, tls = _which(docker_host)
+        address, tls = _which(docker_host, kind)
         probe(address)
         import docker
         from docker.errors import DockerException
@@ -71,7 +78,13 @@ class DockerEngine:
                 hint="check the address and, for tcp, the TLS settings (DOCKER_TLS_VERIFY, DOCKER_CERT_PATH)",
             ) from error
         check_api(str(found.get("Version", "")), api, address=address)
-        return cls(client(api), address=address)
+        answering = _kind(found)
+        if kind and kind != answering:
+            raise EngineError(
+                f"the engine at {address} is {answering}, not {kind}",
+                hint=f"--engine {answering}, or name the other one's address with --docker-host",
+            )
+        return cls(client(api), address=address, kind=answering)
 
     def close(self) -> None:
         """Close the connections to the daemon."""
@@ -94,8 +107,14 @@ class DockerEngine:
         if root and not is_remote(self.address):
             with contextlib.suppress(OSError):  # Podman's store of another user, or a daemon in a machine of its own
                 free = shutil.disk_usage(root).free
-        kind = "podman" if "podman" in str(version.get("Components", "")).lower() else "docker"
-        return EngineInfo(kind=kind, version=str(version.get("Version", "")), address=self.address, free_bytes=free)
+        return EngineInfo(
+            kind=self.kind, version=str(version.get("Version", "")), address=self.address, free_bytes=free
+        )
+
+    def _name(self, tag: str) -> str:
+        """A tag as this engine knows it: Podman would look for an image without a host's name in a registry."""
+        local = self.kind == "podman" and "/" in tag and not tag.startswith("sha256:")
+        return tag if not local or _HOST.match(tag) else f"{LOCAL_PREFIX}{tag}"
 
     def image_id(self, tag: str) -> str | None:
         """Identity of a local image, None when there is none."""
@@ -103,7 +122,7 @@ class DockerEngine:
 
         with self._talk(f"look up the image {tag}"):
             try:
-                return str(self._api.inspect_image(tag)["Id"])
+                return str(self._api.inspect_image(self._name(tag))["Id"])
             except ImageNotFound:
                 return None
 
@@ -112,23 +131,27 @@ class DockerEngine:
         from docker.errors import ImageNotFound
 
         with self._talk(f"remove the image {tag}"), contextlib.suppress(ImageNotFound):
-            identity = str(self._api.inspect_image(tag)["Id"])
-            self._api.remove_image(tag, force=True)
+            identity = str(self._api.inspect_image(self._name(tag))["Id"])
+            self._api.remove_image(self._name(tag), force=True)
             if self.image_id(identity) is None:
                 forget_volumes(self._api, identity)
 
     def import_base(self, archive: Path, tag: str, *, environment: Mapping[str, str]) -> str:
         """Make an image from a tar of a root file system; the tag appears when all of it was read."""
-        repository, _, version = tag.partition(":")
         changes = [f"LABEL {LABEL}=base", *(f'ENV {name}="{value}"' for name, value in environment.items())]
         with self._talk(f"import {archive} as {tag}"):
-            answer = self._api.import_image_from_file(
-                str(archive), repository=repository, tag=version or "latest", changes=changes
-            )
+            # without a name: Podman 4 drops the tag that goes with it
+            answer = str(self._api.import_image_from_file(str(archive), changes=changes))
+            if made := _IDENTITY.search(answer):
+                self._tag(made[0], tag)
         found = self.image_id(tag)
         if found is None:
-            raise EngineError(f"the engine did not take {archive} as an image", context=str(answer)[-2000:])
+            raise EngineError(f"the engine did not take {archive} as an image", context=answer[-2000:])
         return found
+
+    def _tag(self, identity: str, tag: str) -> None:
+        repository, _, version = self._name(tag).rpartition(":")
+        self._api.tag(identity, repository, version, force=True)
 
     def export_image(self, tag: str, path: Path) -> StoredImage:
         """Write a local image to a file as `docker save` does; the file appears only when it is whole."""
@@ -138,7 +161,7 @@ class DockerEngine:
         partial = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             with self._talk(f"export {tag}"), self._hanging_up(), partial.open("wb") as sink:
-                for chunk in self._api.get_image(tag, chunk_size=_CHUNK):
+                for chunk in self._api.get_image(self._name(tag), chunk_size=_CHUNK):
                     sink.write(chunk)
             read_archive(partial)  # an engine that dies in the middle may end its answer like a whole one
             files.fsync_file(partial)
@@ -156,9 +179,8 @@ class DockerEngine:
                 for event in self._api.load_image(stream):
                     if said := event.get("error"):
                         raise EngineError(f"the container engine refused to load {path}", context=str(said))
-                if self.image_id(archive.tag) is None:  # Podman's own name for it
-                    repository, _, version = archive.tag.rpartition(":")
-                    self._api.tag(archive.named, repository, version, force=True)
+                if self.image_id(archive.tag) is None:  # from an engine that has another name for it
+                    self._tag(archive.named, archive.tag)
         identity = self.image_id(archive.tag)
         if identity is None or self._layers(archive.tag) != archive.diff_ids:
             raise EngineError(f"the engine did not take {path} as {archive.tag}", hint="see the engine's own log")
@@ -169,7 +191,7 @@ class DockerEngine:
 
         with self._talk(f"look up the image {tag}"):
             try:
-                return tuple(self._api.inspect_image(tag)["RootFS"]["Layers"])
+                return tuple(self._api.inspect_image(self._name(tag))["RootFS"]["Layers"])
             except ImageNotFound:
                 return None
 
@@ -203,8 +225,7 @@ class DockerEngine:
                 sink.write(events.error + "\n")
                 self._forget(events.intermediate)
             identity = events.finish(tag=tag, log=log)
-            repository, _, version = tag.partition(":")
-            self._api.tag(identity, repository, version or "latest", force=True)
+            self._tag(identity, tag)
         return self.image_id(tag) or identity
 
     def _forget(self, identities: Sequence[str]) -> None:
@@ -227,6 +248,9 @@ class DockerEngine:
                 f"the engine at {self.address} is on another machine and does not see the directories of this one",
                 hint="use an engine of this machine (--docker-host unix:///var/run/docker.sock)",
             )
+        for mount in spec.mounts if self.kind == "podman" else ():
+            if not mount.source.exists():  # Podman would make an empty directory there
+                raise EngineError(f"refused to mount {mount.source}: there is no such directory")
         if spec.interactive:
             require_terminal()
         self.remove_leftovers(spec.name)
@@ -236,7 +260,7 @@ class DockerEngine:
                 with self._talk(f"run {spec.argv[0]} in {spec.image}", log=log):
                     container = self._create(spec)
                     self._active.add(container)
-                    result = self._follow(container, spec, _Sink(sink.write, on_line))
+                    result = self._follow(container, spec, Sink(sink.write, on_line))
                     if spec.keep_failed and result.returncode != 0:
                         kept = f"docker --host {self.address} start --attach {container[:12]}"
                     return replace(result, kept=kept)
@@ -260,6 +284,17 @@ class DockerEngine:
         return removed
 
     def _create(self, spec: RunSpec) -> str:
+        from docker.errors import APIError
+
+        try:
+            return self._create_with(spec, init=self._has_init)
+        except APIError as error:
+            if not self._has_init or "container-init binary not found" not in _said(error):
+                raise
+            self._has_init = False  # Podman without catatonit: the program itself is the first process
+            return self._create_with(spec, init=False)
+
+    def _create_with(self, spec: RunSpec, *, init: bool) -> str:
         from docker.types import LogConfig
         from docker.types import Mount as DockerMount
 
@@ -269,20 +304,20 @@ class DockerEngine:
             for mount in spec.mounts
         ]
         if spec.listed and self._api.info().get("Driver") in UNRELIABLE:
-            image = str(self._api.inspect_image(spec.image)["Id"])
+            image = str(self._api.inspect_image(self._name(spec.image))["Id"])
             mounts += [
                 DockerMount(target=directory, source=plain_volume(self._api, image, directory), type="volume",
                             read_only=True, no_copy=True)
                 for directory in spec.listed
             ]
         host = self._api.create_host_config(
-            network_mode="none", cap_drop=["ALL"], security_opt=["no-new-privileges"], read_only=True, init=True,
+            network_mode="none", cap_drop=["ALL"], security_opt=["no-new-privileges"], read_only=True, init=init,
             tmpfs={"/tmp": "rw,exec,nosuid,nodev,mode=1777"}, mounts=mounts,  # noqa: S108 - inside the container
             pids_limit=_PIDS_LIMIT, mem_limit=spec.memory_bytes or None, memswap_limit=spec.memory_bytes or None,
             nano_cpus=int(spec.cpus * 1e9) or None, log_config=LogConfig(type="none"),
         )
         answer = self._api.create_container(
-            image=spec.image, command=list(spec.argv), entrypoint=[], environment=dict(spec.environment),
+            image=self._name(spec.image), command=list(spec.argv), entrypoint=[], environment=dict(spec.environment),
             working_dir=spec.workdir, user=f"{spec.uid}:{spec.gid}", hostname=spec.hostname, host_config=host,
             labels={LABEL: spec.name, _RUN_LABEL: uuid.uuid4().hex, _OWNER_LABEL: owner(),
                     **({_KEEP_LABEL: "yes"} if spec.keep_failed else {})},
@@ -309,7 +344,7 @@ class DockerEngine:
                     with contextlib.suppress(Exception):  # the other end may be gone already
                         close()
 
-    def _follow(self, container: str, spec: RunSpec, sink: _Sink) -> RunResult:
+    def _follow(self, container: str, spec: RunSpec, sink: Sink) -> RunResult:
         with self._hanging_up():
             return self._converse(container) if spec.interactive else self._follow_open(container, spec, sink)
 
@@ -329,7 +364,7 @@ class DockerEngine:
             stream.close()
         return RunResult(returncode=int(self._api.wait(container, timeout=None)["StatusCode"]))
 
-    def _follow_open(self, container: str, spec: RunSpec, sink: _Sink) -> RunResult:
+    def _follow_open(self, container: str, spec: RunSpec, sink: Sink) -> RunResult:
         stream = self._api.attach(container, stdout=True, stderr=True, stream=True, logs=False, demux=True)
         timed_out = threading.Event()
 
@@ -402,28 +437,6 @@ class DockerEngine:
             ) from error
 
 
-class _Sink:
-    """Where lines of a container go; stdout and stderr are split apart so that neither cuts the other's lines."""
-
-    def __init__(self, write: Callable[[str], Any], on_line: Callable[[str], None]) -> None:
-        self._write = write
-        self._on_line = on_line
-        self._splitters = (LineSplitter(), LineSplitter())
-
-    def feed(self, *chunks: bytes | None) -> None:
-        for splitter, chunk in zip(self._splitters, chunks, strict=True):
-            self._emit(splitter.feed(chunk or b""))
-
-    def flush(self) -> None:
-        for splitter in self._splitters:
-            self._emit(splitter.flush())
-
-    def _emit(self, lines: list[str]) -> None:
-        for line in lines:
-            self._write(line + "\n")
-            self._on_line(line)
-
-
 def _said(error: Any) -> str:
     return str(getattr(error, "explanation", "") or error)
 
@@ -433,12 +446,26 @@ def _out_of_memory(state: Mapping[str, Any]) -> bool:
     return bool(state.get("OOMKilled"))
 
 
-def _which(docker_host: str) -> tuple[str, Any]:
+def _kind(version: Mapping[str, Any]) -> str:
+    """Who answered a question for the version."""
+    return "podman" if "podman" in str(version.get("Components", "")).lower() else "docker"
+
+
+def names_engine(docker_host: str) -> bool:
+    """Whether a person or the docker client's settings name one engine, so that no other may be taken instead."""
+    return bool(docker_host or os.environ.get("DOCKER_HOST")) or _which("", "")[0] not in {
+        f"unix://{path}" for path in candidate_sockets()
+    }
+
+
+def _which(docker_host: str, kind: str) -> tuple[str, Any]:
     """Address and TLS settings; TLS as DOCKER_TLS_VERIFY and DOCKER_CERT_PATH or the context say."""
     from docker.context import ContextAPI
     from docker.errors import DockerException
     from docker.utils import kwargs_from_env
 
+    if kind == "podman" and not docker_host:
+        return os.environ.get("CONTAINER_HOST") or default_address(kind), None
     try:
         settings = kwargs_from_env(environment={**os.environ, **({"DOCKER_HOST": docker_host} if docker_host else {})})
         if "base_url" in settings:
@@ -452,7 +479,7 @@ def _which(docker_host: str) -> tuple[str, Any]:
     if context is None:
         raise EngineError(f"no docker context {os.environ.get('DOCKER_CONTEXT', '')!r}", hint="docker context ls")
     if context.Name == "default" or not context.Host:
-        return default_address(), None
+        return default_address(kind), None
     return str(context.Host), context.TLSConfig
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kwdb_build.errors import EngineError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 TAIL_LINES = 30
@@ -37,6 +38,31 @@ class LineSplitter:
         """The last line when it had no line end."""
         rest, self._rest = self._rest, b""
         return [rest.removesuffix(b"\r").decode("utf-8", "replace")] if rest else []
+
+
+class Sink:
+    """Where lines of a run go; stdout and stderr are split apart so that neither cuts the other's lines."""
+
+    def __init__(self, write: Callable[[str], Any], on_line: Callable[[str], None]) -> None:
+        self._write = write
+        self._on_line = on_line
+        self._splitters = (LineSplitter(), LineSplitter())
+
+    def feed(self, *chunks: bytes | None) -> None:
+        """Take the next piece of (stdout, stderr)."""
+        for splitter, chunk in zip(self._splitters, chunks, strict=True):
+            self.emit(splitter.feed(chunk or b""))
+
+    def flush(self) -> None:
+        """Take the last lines, which had no line end."""
+        for splitter in self._splitters:
+            self.emit(splitter.flush())
+
+    def emit(self, lines: Iterable[str]) -> None:
+        """Whole lines, of whatever origin."""
+        for line in lines:
+            self._write(line + "\n")
+            self._on_line(line)
 
 
 class BuildEvents:

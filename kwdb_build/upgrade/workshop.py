@@ -31,10 +31,13 @@ class Workshop:
 
     @cached_property
     def engine(self) -> Engine:
-        """The container engine, asked for only when something must be built."""
-        from kwdb_build.engine.docker import DockerEngine
+        """The engine, asked for only when something must be built; which one it is gets said."""
+        from kwdb_build.engine.choose import choose
 
-        return DockerEngine.connect(self._settings.docker_host)
+        return choose(
+            self._settings.engine, docker_host=self._settings.docker_host, place=self._settings.home / "sandbox",
+            say=lambda text: self._console.note(f"  {text}"),
+        )
 
     def log(self, name: str) -> Path:
         """Log file of one piece of work."""
@@ -92,19 +95,13 @@ class Workshop:
 
         return self.store.find(build_key(tree, self.toolchain(tree), self.options()))
 
-    def look_up(self, tree: SourceTree) -> Artifact | None:
-        """As find(), for who goes on to use it: an unreadable one is set aside (ArtifactError)."""
-        from kwdb_build.build.key import build_key
-
-        return self.store.look_up(build_key(tree, self.toolchain(tree), self.options()))
-
     def build(self, tree: SourceTree) -> Artifact:
         """The artifact of this tree: looked up, or built."""
         from kwdb_build.build.runner import build
 
-        artifact = self.look_up(tree)
+        artifact = self.find(tree)
         if artifact is not None:
-            self.store.hold(artifact)
+            self.store.verify(artifact)
             self._console.update(f"{artifact.key.short} was already built")
         else:
             image = self.image(tree)  # before the toolchain is asked for: it may get a new lock

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from kwdb_build.engine.docker import DockerEngine
+    from kwdb_build.engine.sandbox import SandboxEngine
 
 PROGRAMS = ("sh", "cat", "env", "id", "ls", "sleep", "tail", "touch", "mkdir", "head", "nproc")
 
@@ -50,7 +51,7 @@ def tiny_root(archive: Path) -> Path:
 
 
 @contextlib.contextmanager
-def tiny_image(engine: DockerEngine, directory: Path) -> Iterator[str]:
+def tiny_image(engine: DockerEngine | SandboxEngine, directory: Path) -> Iterator[str]:
     """Tag of a small image; removed afterwards."""
     tag = f"kwdb-build-test/tiny:{uuid.uuid4().hex[:12]}"
     engine.import_base(tiny_root(directory / "tiny.tar"), tag, environment={})

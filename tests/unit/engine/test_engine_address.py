@@ -124,7 +124,7 @@ def test_default_prefers_a_socket_that_exists(tmp_path: Path, monkeypatch: pytes
 
 
 def test_default_names_dockers_own_socket_when_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kwdb_build.engine.address.candidate_sockets", lambda: [tmp_path / "a", tmp_path / "b"])
+    monkeypatch.setattr("kwdb_build.engine.address.candidate_sockets", lambda _: [tmp_path / "a", tmp_path / "b"])
     assert default_address() == "unix:///var/run/docker.sock"
 
 
