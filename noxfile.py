@@ -26,7 +26,10 @@ SYSTEM_PACKAGES = {
 }
 SANDBOX_PACKAGES = {"bwrap": "bubblewrap"}
 DOCKER_PACKAGES = {"dockerd": "docker.io"}
-TEST_PACKAGES = {"psql": "postgresql-client", "openssl": "openssl", "podman": "podman"}
+TEST_PACKAGES = {
+    "psql": "postgresql-client", "openssl": "openssl", "podman": "podman", "ssh-keygen": "openssh-client",
+    "gpg": "gnupg", "minisign": "minisign", "mkfs.xfs": "xfsprogs",
+}
 
 
 def _engine_answers() -> bool:

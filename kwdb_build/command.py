@@ -16,13 +16,13 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from kwdb_build.errors import KwdbBuildError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
 TAIL_LINES = 30
 _END_GRACE_S = 5.0
@@ -69,20 +69,22 @@ def run(
     timeout_s: float | None = 60.0,
     log: Path | None = None,
     on_line: Callable[[str], None] | None = None,
+    stdin: Path | None = None,
     fds: Sequence[int] = (),
 ) -> Completed:
     """Run argv to its end and return what it said.
 
-    env replaces the environment when given; fds are inherited under their numbers. stdout is kept whole, stderr as text
-    too; both go to `log` line by line,
-    and each line (of both) to on_line. A child that outlives timeout_s is ended with SIGTERM, then SIGKILL.
+    env replaces the environment when given; stdin is a file that the child reads, else it gets nothing; fds are
+    inherited under their numbers. stdout is kept whole, stderr as text too; both go to `log` line by line, and each
+    line (of both) to on_line. A child that outlives timeout_s is ended with SIGTERM, then SIGKILL.
     Errors: CommandError when the program is missing, timed out or (with check) exits other than 0.
     """
     try:
-        process = subprocess.Popen(
-            list(argv), cwd=cwd, env=None if env is None else dict(env), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, pass_fds=tuple(fds),
-        )
+        with (stdin or Path(os.devnull)).open("rb") as given:
+            process = subprocess.Popen(
+                list(argv), cwd=cwd, env=None if env is None else dict(env), stdin=given,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, pass_fds=tuple(fds),
+            )
     except OSError as error:
         raise CommandError(
             f"cannot run {argv[0]}: {error.strerror}", context=quote(argv), hint=f"install {argv[0]} or put it on PATH"

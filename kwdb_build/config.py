@@ -93,8 +93,13 @@ class Settings(BaseModel):
         "", description="URL of a Debian mirror, or apt sources (.list or .sources); empty: this machine's own"
     )
     base_image: str = Field(
-        "", description="a ready Debian image (best by digest) to start build images from; empty: bootstrapped by apt"
+        "", description="a Debian image to start build images from: NAME@sha256:…, or a file (root file system or "
+        "docker save); empty: bootstrapped by mmdebstrap"
     )
+    registry: str = Field("", description="prefix for a base_image without a registry, such as mirror.example/hub")
+    http_proxy: str = Field("", description="proxy for http:// downloads; empty: as the environment has it")
+    https_proxy: str = Field("", description="proxy for https:// downloads; empty: as the environment has it")
+    no_proxy: str = Field("", description="hosts that are reached without a proxy; empty: as the environment has it")
     strict_lock: bool = Field(
         False, description="refuse when a locked package is gone from the mirrors, instead of resolving anew"
     )

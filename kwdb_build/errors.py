@@ -39,7 +39,9 @@ class ExitCode(IntEnum):
     ROLLED_BACK = 20
     ROLLBACK_FAILED = 21
     NEEDS_RESUME = 22
+    TRIAL = 24
     DOCTOR = 30
+    SIGNATURE = 23
     INTERRUPTED = 130
 
 
@@ -68,6 +70,8 @@ EXIT_CODE_MEANINGS: dict[ExitCode, str] = {
     ExitCode.ROLLBACK_FAILED: "the upgrade failed and so did the way back: a person is needed now",
     ExitCode.NEEDS_RESUME: "a run was cut off; `kwdb-build resume` or `kwdb-build rollback` finishes it",
     ExitCode.DOCTOR: "`doctor` found something that is wrong; nothing changed",
+    ExitCode.SIGNATURE: "a signature is missing, wrong, or of a key that is not allowed; nothing changed",
+    ExitCode.TRIAL: "the new version failed its trial on an empty store; nothing changed",
     ExitCode.INTERRUPTED: "stopped on request (Ctrl-C) at a safe point; nothing changed",
 }
 
@@ -250,11 +254,25 @@ class StartError(KwdbBuildError):
     reference = "start"
 
 
+class TrialError(KwdbBuildError):
+    """The new version did not live through its trial; the old one was not touched."""
+
+    exit_code = ExitCode.TRIAL
+    reference = "trial"
+
+
 class VerifyError(KwdbBuildError):
     """The verification suite failed, or had nothing to run."""
 
     exit_code = ExitCode.VERIFY
     reference = "verify"
+
+
+class SignatureError(KwdbBuildError):
+    """A signature could not be made, is missing, wrong, or by somebody who does not count."""
+
+    exit_code = ExitCode.SIGNATURE
+    reference = "signature"
 
 
 class RolledBackError(KwdbBuildError):

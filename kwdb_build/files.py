@@ -90,6 +90,13 @@ def walk_files(root: Path) -> Iterator[Path]:
             yield here / name
 
 
+def walk_all(root: Path) -> Iterator[Path]:
+    """Everything below root, directories too, symlinks not followed."""
+    for directory, names, files in os.walk(root):
+        for name in [*names, *files]:
+            yield Path(directory) / name
+
+
 def record_of(path: Path, root: Path) -> FileRecord:
     """Manifest entry of one file or symlink."""
     info = path.lstat()

@@ -35,12 +35,16 @@ class SqlError(KwdbBuildError):
 
 @dataclass(frozen=True, kw_only=True)
 class Login:
-    """How to reach SQL: insecure as root, or with the certificates in certs_dir, or with a password from a file."""
+    """How to reach SQL: insecure as root, or with the certificates in certs_dir, or with a password from a file.
+
+    dial: the numeric address to connect to, when the host is only the name that the certificate must show.
+    """
 
     address: Address
     user: str = "root"
     certs_dir: Path | None = None
     password_file: Path | None = field(default=None, repr=False)
+    dial: str = ""
 
     def parameters(self) -> dict[str, Any]:
         """Keyword arguments of psycopg.connect (never logged)."""
@@ -48,6 +52,8 @@ class Login:
             "host": self.address.host, "port": self.address.port, "user": self.user, "dbname": "defaultdb",
             "gssencmode": "disable", "application_name": "kwdb-build",
         }
+        if self.dial:
+            found["hostaddr"] = self.dial
         if self.certs_dir is None:
             found["sslmode"] = "disable"
         else:

@@ -6,8 +6,10 @@ import os
 import platform
 import re
 import time
+import uuid
 from typing import TYPE_CHECKING, Any
 
+from kwdb_build.build import provenance
 from kwdb_build.build import recipe as recipes
 from kwdb_build.build.elf import MACHINES, ORIGIN_LIB, drop_build_paths, read_elf
 from kwdb_build.build.key import build_key
@@ -60,9 +62,8 @@ def build(
     EngineError. Cancelling (any exception out of the engine's run) leaves no container, no copy and nothing stored.
     """
     key = build_key(tree, toolchain, options)
-    if (found := store.find(key)) is not None:
-        progress.update(f"checking the stored build {key.short}")
-        store.verify(found)
+    progress.update(f"looking for the stored build {key.short}")
+    if (found := store.obtain(key)) is not None:
         progress.note(f"already built: {found.version} ({found.commit[:10]}), key {key.short}")
         return found
     recipe = recipes.recipe_for(tree.version)
@@ -70,7 +71,7 @@ def build(
     tree_bytes = sum(path.lstat().st_size for path in walk_files(tree.path))
     require_space(work_dir, recipe.needed_bytes(tree_bytes), "build")
     require_space(store.root, _STORE_BYTES, "finished build")
-    began = time.monotonic()
+    began, started = time.monotonic(), time.time()
     with scratch_directory(work_dir, _PREFIX) as scratch:
         run = _Run(
             tree=tree, toolchain=toolchain, image=image, engine=engine, log=log, progress=progress, settings=settings,
@@ -81,12 +82,17 @@ def build(
         details = run.inspect()
         run.check_version()
         progress.update("storing the build")
+        identity = engine.image_id(image) or image
+        invocation = provenance.Invocation(
+            id=f"urn:uuid:{uuid.uuid4()}", began=started, ended=time.time(), engine=engine.info(), image=identity
+        )
         return store.add(
             key, run.installed, version=tree.version, commit=tree.commit, built_s=time.monotonic() - began,
             details={
-                "image": engine.image_id(image) or image, "toolchain": toolchain.name, "source": to_json(tree),
-                **details,
+                "image": identity, "toolchain": toolchain.name, "source": to_json(tree),
+                "source_time": tree.commit_time, **details,
             },
+            attest=lambda files: provenance.documents(key, tree, toolchain, options, files, invocation),
         )
 
 

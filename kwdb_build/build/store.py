@@ -1,18 +1,26 @@
 """Finished builds on disk: one read-only directory a key, complete or not there.
 
-<root>/<key digest>/manifest.json  what it is, and path, mode and sha256 of every file
-<root>/<key digest>/bin, lib       as `make install` left them
+<root>/<key digest>/manifest.json    what it is, and path, mode and sha256 of every file
+<root>/<key digest>/bin, lib         as `make install` left them
+<root>/<key digest>/provenance.json  how it was built, and sbom.cdx.json what went in (builds since 0.2 have both)
+<root>/<key digest>/provenance.json.{sig,asc,minisig}  signatures, when asked for
+<root>/set-aside/                    builds that were found changed or incomplete: never used, kept to be looked at
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import stat
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kwdb_build.errors import ArtifactError, BuildError
+from kwdb_build.build.sharing import share_blocks
+from kwdb_build.errors import ArtifactError, BuildError, UsageError
 from kwdb_build.files import (
     check_manifest,
     copy_file,
@@ -21,26 +29,59 @@ from kwdb_build.files import (
     read_json,
     require_space,
     walk_files,
+    write_atomic,
     write_json,
 )
 from kwdb_build.model import Artifact, BuildKey, FileRecord, Version
-from kwdb_build.scratch import gate, scratch_directory
+from kwdb_build.scratch import clean_leftovers, gate, remove_tree, scratch_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
+PROVENANCE = "provenance.json"
+SBOM = "sbom.cdx.json"
+SIGNATURES = {"ssh": f"{PROVENANCE}.sig", "gpg": f"{PROVENANCE}.asc", "minisign": f"{PROVENANCE}.minisig"}
+BESIDE = (MANIFEST, PROVENANCE, SBOM, *SIGNATURES.values())
+"""What lies beside bin/ and lib/, and is no installed file."""
 DIRECTORIES = ("bin", "lib")
+SET_ASIDE = "set-aside"
+LATEST = "latest"
 _TEMPORARY = ".adding-"
+_PRUNING = ".pruning-"
 _DIGEST_LENGTH = 64
+_SHOWN = 8
+
+
+class UnknownArtifactError(UsageError):
+    """No stored build has that key or version, or several do."""
+
+    reference = "unknown-artifact"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damaged:
+    """A stored build that cannot be read: where it is, and why."""
+
+    path: Path
+    why: str
 
 
 class ArtifactStore:
-    """All builds below root. Safe for several processes at once; root is made when the first build is added."""
+    """All builds below root. Safe for several processes at once; root is made when the first build is added.
+
+    Builds that obtain() or hold() gave out are held against `prune` until the store is closed or the process ends.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._held: dict[str, int] = {}
+
+    def close(self) -> None:
+        """Let go of all builds that are held."""
+        while self._held:
+            os.close(self._held.popitem()[1])
 
     def find(self, key: BuildKey) -> Artifact | None:
         """The build with that key, or None. Cheap: reads the manifest only, so call verify() before using its files.
@@ -50,9 +91,39 @@ class ArtifactStore:
         directory = self.root / key.digest
         return _read(directory) if directory.is_dir() else None
 
+    def look_up(self, key: BuildKey) -> Artifact | None:
+        """As find(), but for who goes on to use it: held against prune, and set aside when it cannot be read."""
+        return self._take(key, lambda _: None)
+
+    def obtain(self, key: BuildKey) -> Artifact | None:
+        """The build with that key to be used now: verified, and held against prune. None when there is none.
+
+        ArtifactError when it was changed or is incomplete. It is then set aside, so that the next build makes it anew.
+        """
+        return self._take(key, self.verify)
+
+    def _take(self, key: BuildKey, check: Callable[[Artifact], None]) -> Artifact | None:
+        directory = self.root / key.digest
+        if not self._hold(directory):
+            return None
+        try:
+            artifact = _read(directory)
+            check(artifact)
+        except ArtifactError as error:
+            raise self._set_aside(directory, error) from error
+        return artifact
+
+    def hold(self, artifact: Artifact) -> None:
+        """As obtain(), for a build that was found before: verified and held, or set aside and ArtifactError."""
+        if self.obtain(artifact.key) is None:
+            raise ArtifactError(
+                f"the stored build {artifact.key.short} of {artifact.version} is gone", context=str(artifact.path),
+                hint="it was removed meanwhile: run the same again, it is built anew",
+            )
+
     def verify(self, artifact: Artifact) -> None:
         """Read every file again; ArtifactError names what differs in content or mode, is missing or is too many."""
-        check_manifest(artifact.path, artifact.files, ignore=(MANIFEST,))
+        check_manifest(artifact.path, artifact.files, ignore=BESIDE)
 
     def details(self, artifact: Artifact) -> dict[str, Any]:
         """What the build recorded beside the files (image, search path of the libraries, …)."""
@@ -60,13 +131,54 @@ class ArtifactStore:
         return dict(recorded)
 
     def list(self) -> tuple[Artifact, ...]:
-        """All builds, by version text then key. ArtifactError for a damaged one."""
-        if not self.root.is_dir():
-            return ()
-        found = [
-            _read(path) for path in self.root.iterdir() if len(path.name) == _DIGEST_LENGTH and path.is_dir()
-        ]
+        """All readable builds, by version text then key."""
+        found = [entry for entry in self._entries() if isinstance(entry, Artifact)]
         return tuple(sorted(found, key=lambda artifact: (artifact.version.text, artifact.key.digest)))
+
+    def damaged(self) -> tuple[Damaged, ...]:
+        """What cannot be read, and what was set aside."""
+        found = [entry for entry in self._entries() if isinstance(entry, Damaged)]
+        aside = self.root / SET_ASIDE
+        if aside.is_dir():
+            found += [Damaged(path=path, why="was set aside") for path in sorted(aside.iterdir())]
+        return tuple(found)
+
+    def _entries(self) -> Iterator[Artifact | Damaged]:
+        if not self.root.is_dir():
+            return
+        for path in sorted(self.root.iterdir()):
+            if len(path.name) != _DIGEST_LENGTH or not path.is_dir():
+                continue
+            try:
+                yield _read(path)
+            except ArtifactError as error:
+                yield Damaged(path=path, why=f"{error.message}: {error.context}")
+
+    def resolve(self, name: str) -> Artifact:
+        """The build that a person means: a key or the beginning of one, a version text, or `latest` (stored last).
+
+        UnknownArtifactError names what there is, or what the name could mean.
+        """
+        found = self.list()
+        if name == LATEST:
+            matching = sorted(found, key=stored_at)[-1:]
+        else:
+            wanted = name.lower()
+            matching = [one for one in found if one.version.text == name] or [
+                one for one in found if wanted and one.key.digest.startswith(wanted)
+            ]
+        if len(matching) == 1:
+            return matching[0]
+        if matching:
+            raise UnknownArtifactError(
+                f"{name!r} means {len(matching)} stored builds", context=_lines(matching),
+                hint="give more of the key",
+            )
+        known = _lines(found) if found else f"there is none under {self.root}"
+        raise UnknownArtifactError(
+            f"no stored build {name!r}", context=known,
+            hint="a key or its beginning, a version, or latest; `kwdb-build artifact list` shows all",
+        )
 
     def add(
         self,
@@ -77,11 +189,13 @@ class ArtifactStore:
         commit: str,
         built_s: float,
         details: Mapping[str, Any] | None = None,
+        attest: Callable[[Sequence[FileRecord]], Mapping[str, bytes]] | None = None,
     ) -> Artifact:
         """Copy <staged>/{bin,lib} into the store under key and return the stored build.
 
         All files are written and fsynced under a temporary name in root, then one rename makes them visible. When
-        another process added the same key meanwhile, that one stays and is returned.
+        another process added the same key meanwhile, that one stays and is returned. attest makes the documents that
+        lie beside (name -> content) from the files as they are stored.
         Errors: BuildError for something in staged that is no regular file or inner symlink; SpaceError.
         """
         self.root.mkdir(parents=True, exist_ok=True)
@@ -89,6 +203,9 @@ class ArtifactStore:
         with scratch_directory(self.root, _TEMPORARY) as temporary:
             for name in DIRECTORIES:
                 _copy_tree(staged / name, temporary / name)
+            files = manifest_of(temporary)
+            for name, content in (attest(files) if attest else {}).items():
+                write_atomic(temporary / name, content, mode=0o444)
             write_json(
                 temporary / MANIFEST,
                 {
@@ -98,23 +215,117 @@ class ArtifactStore:
                     "version": version.text,
                     "commit": commit,
                     "built_s": round(built_s, 3),
-                    "files": manifest_of(temporary),
+                    "files": files,
                     "details": dict(details or {}),
                 },
                 mode=0o444,
             )
-            _seal(temporary)
-            final = self.root / key.digest
-            with gate(self.root):
-                if not final.exists():
-                    temporary.rename(final)
-            fsync_directory(self.root)
+            artifact = self.publish(temporary, key, files)
+        # Not before: the directory is still locked as the temporary one that it was.
+        self._hold(artifact.path)
+        return artifact
+
+    def publish(self, temporary: Path, key: BuildKey, files: Iterable[FileRecord]) -> Artifact:
+        """Make a complete directory below root visible under its key, unless that key is there already."""
+        share_blocks(temporary, files, self._contents())
+        _seal(temporary)
+        final = self.root / key.digest
+        with gate(self.root):
+            if not final.exists():
+                temporary.rename(final)
+        fsync_directory(self.root)
         return _read(final)
 
+    def _contents(self) -> dict[str, Path]:
+        return {entry.sha256: one.path / entry.path for one in self.list() for entry in one.files if not entry.link}
 
-def _read(directory: Path) -> Artifact:
+    def attach(self, artifact: Artifact, name: str, content: bytes) -> None:
+        """Add (or replace) one document beside the files of a stored build; readers see the old or the new one."""
+        temporary = self.root / f".attaching-{artifact.key.short}-{os.getpid()}"
+        try:
+            write_atomic(temporary, content, mode=0o444)
+            with gate(self.root):
+                artifact.path.chmod(0o755)
+                try:
+                    temporary.rename(artifact.path / name)
+                finally:
+                    artifact.path.chmod(0o555)
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync_directory(artifact.path)
+
+    def remove(self, artifact: Artifact) -> bool:
+        """Remove a stored build; False when some process uses it."""
+        with gate(self.root):
+            clean_leftovers(self.root, _PRUNING)
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(artifact.path, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return False
+                else:
+                    gone = self.root / f"{_PRUNING}{artifact.key.digest}-{os.getpid()}"
+                    artifact.path.rename(gone)
+                    fsync_directory(self.root)
+                    remove_tree(gone)
+                finally:
+                    os.close(fd)
+        return True
+
+    def _hold(self, directory: Path) -> bool:
+        """Take a shared lock on a build's directory until close(); False when there is no such directory."""
+        while directory.is_dir():
+            if directory.name in self._held:
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(directory.stat(), os.fstat(self._held[directory.name])):
+                        return True
+                os.close(self._held.pop(directory.name))
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+                fcntl.flock(fd, fcntl.LOCK_SH)
+                # Seen again after the lock, as it may have been removed and made anew meanwhile.
+                self._held[directory.name] = fd
+        return False
+
+    def _set_aside(self, directory: Path, error: ArtifactError) -> ArtifactError:
+        """Move a build that must not be used out of the way, and say where to; the files are not changed."""
+        place = self.root / SET_ASIDE
+        target = place / f"{directory.name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}"
+        try:
+            place.mkdir(exist_ok=True)
+            with gate(self.root):
+                directory.rename(target)
+            fsync_directory(self.root)
+        except OSError as failure:
+            return ArtifactError(
+                error.message, context=error.context,
+                hint=f"it could not be set aside ({failure.strerror}): remove {directory} and build again",
+            )
+        return ArtifactError(
+            error.message, context=error.context,
+            hint=f"it is not used and was set aside as {target}; run the same again: it is built anew",
+        )
+
+
+def stored_at(artifact: Artifact) -> float:
+    """When it came into this store (unix seconds)."""
+    return (artifact.path / MANIFEST).stat().st_mtime
+
+
+def signature_kinds(artifact: Artifact) -> tuple[str, ...]:
+    """Which kinds of signature lie beside it; whether they are good is another question."""
+    return tuple(kind for kind, name in SIGNATURES.items() if (artifact.path / name).is_file())
+
+
+def _lines(artifacts: Iterable[Artifact]) -> str:
+    rows = [f"{one.key.digest[:16]}  {one.version}" for one in artifacts]
+    return "\n".join([*rows[:_SHOWN], *([f"and {len(rows) - _SHOWN} more"] if len(rows) > _SHOWN else [])])
+
+
+def parse_manifest(data: Any, directory: Path) -> Artifact:
+    """A manifest's content as the build that lies in directory; ArtifactError when it makes no sense."""
     try:
-        data = read_json(directory / MANIFEST)
         key = BuildKey.of(data["inputs"])
         artifact = Artifact(
             key=key,
@@ -124,15 +335,33 @@ def _read(directory: Path) -> Artifact:
             files=tuple(FileRecord(**entry) for entry in data["files"]),
             built_s=float(data["built_s"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        said, form = data.get("key"), data.get("format")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"the stored build in {directory} has no readable manifest", context=f"{type(error).__name__}: {error}",
             hint="remove that directory and build again",
         ) from error
-    if key.digest != directory.name or data.get("key") != key.digest or data.get("format") != MANIFEST_FORMAT:
+    if said != key.digest or form != MANIFEST_FORMAT:
         raise ArtifactError(
             f"the manifest in {directory} belongs to another build", context=f"its inputs have the key {key.digest}",
             hint="remove that directory and build again",
+        )
+    return artifact
+
+
+def _read(directory: Path) -> Artifact:
+    try:
+        data = read_json(directory / MANIFEST)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"the stored build in {directory} has no readable manifest", context=f"{type(error).__name__}: {error}",
+            hint="remove that directory and build again",
+        ) from error
+    artifact = parse_manifest(data, directory)
+    if artifact.key.digest != directory.name:
+        raise ArtifactError(
+            f"the manifest in {directory} belongs to another build",
+            context=f"its inputs have the key {artifact.key.digest}", hint="remove that directory and build again",
         )
     return artifact
 

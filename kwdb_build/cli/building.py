@@ -74,7 +74,7 @@ def build(console: Console, settings: Settings, *, ref: str, **options: Any) -> 
     workshop = make_workshop(console, settings)
     tree = fetch_tree(workshop, console, settings, ref, (1, 3), options)
     with console.step(2, 3, "check the compilation dependencies"):
-        if workshop.find(tree) is not None:
+        if workshop.look_up(tree) is not None:
             console.update("not needed: this build is already stored")
         else:
             rows = workshop.check(tree)

@@ -32,7 +32,9 @@ _VERBS = {
     "build": ("building", "Build a reference into a stored artifact."),
     "doctor": ("doctor", "Look at this tool and its surroundings, for a bug report."),
     "source": ("source", "What a build contained beside its upstream commits: diff."),
+    "artifact": ("artifact", "Stored builds: list, show, verify, export, import, sign, prune."),
     "toolchain": ("toolchain", "Toolchains: list, show, lock, build, export, import."),
+    "cache": ("cache", "Fetched sources: list, prune."),
 }
 
 

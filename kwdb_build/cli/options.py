@@ -83,10 +83,12 @@ def console_of(options: Mapping[str, Any]) -> Console:
 
 def settings_of(options: Mapping[str, Any]) -> Settings:
     """Merge defaults, file, environment and the flags that are settings."""
-    from kwdb_build import config
+    from kwdb_build import config, network
 
     flags = {name: value for name, value in options.items() if name in config.Settings.model_fields}
-    return config.load(flags, config=options.get("config"))
+    settings = config.load(flags, config=options.get("config"))
+    network.apply(settings)
+    return settings
 
 
 def verb(function: Callable[..., Any]) -> Callable[..., Any]:

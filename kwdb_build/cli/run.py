@@ -24,6 +24,7 @@ _WAITS = (
 _GATE = (
     click.option("--allow-same", is_flag=True, help="Allow a patched build of the version that runs."),
     click.option("--no-backup", is_flag=True, help="Make no backup: a rollback then has no data to go back to."),
+    click.option("--no-trial", is_flag=True, help="Do not try the new version on an empty store before the stop."),
     *_WAITS,
     click.option("--sql-user", help="SQL user of the checks (default: root)."),
     click.option("--sql-password-file", type=click.Path(), help="File with that user's password."),
@@ -44,7 +45,8 @@ def _request(settings: Settings, ref: str, options: dict[str, Any], *, keep: boo
     return UpgradeRequest(
         ref=ref, choice=choice, url=settings.url, redirects=settings.redirect, pid=options["pid"],
         store=store.absolute() if store else None, listen=options["listen"], allow_same=options["allow_same"],
-        no_backup=options["no_backup"], settings=to_json(settings.model_dump(mode="json", exclude={"home"})),
+        no_backup=options["no_backup"], no_trial=options["no_trial"],
+        settings=to_json(settings.model_dump(mode="json", exclude={"home"})),
     )
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kwdb_build.console import Console
     from kwdb_build.model import Deployment
     from kwdb_build.server.discover import Found
+    from kwdb_build.upgrade.restart import Restarted
 
 
 def server_rows(found: Iterable[Found]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -138,20 +139,43 @@ def _facts(console: Console, deployment: Deployment, settings: Settings) -> None
 
 @click.command()
 @server_options
+@click.option("--capture", "capture_file", type=click.Path(path_type=Path),
+              help="A server that is down: start it from this file (of `capture -o`, or written by hand as .toml).")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @common
 @verb
 def restart(console: Console, settings: Settings, *, pid: int | None, store: Path | None, listen: str | None,
-            yes: bool) -> int:
-    """Stop a running kwbase and start it with the same command."""
-    from kwdb_build.upgrade.restart import restart as do_restart
+            capture_file: Path | None, yes: bool) -> int:
+    """Stop a running kwbase and start it with the same command; or start one that is down (--capture)."""
+    from kwdb_build.upgrade import restart as restarting
 
-    result = do_restart(_captured(pid, store, listen), settings, console, assume_yes=yes)
+    if capture_file is None:
+        result = restarting.restart(_captured(pid, store, listen), settings, console, assume_yes=yes)
+    else:
+        if pid is not None or store is not None or listen is not None:
+            raise click.UsageError("--capture says which server is meant: leave out --pid, --store and --listen-addr")
+        result = _from_file(capture_file, settings, console, yes=yes)
     if console.as_json:
         console.data({"restart": result})
+        return 0
+    parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.parts.items())
+    if result.downtime_s < 0:
+        console.note(f"pid {result.pid} answers; it was down ({parts})", style="green")
     else:
-        console.note(f"pid {result.pid} answers again; downtime {result.downtime_s:.2f} s", style="green")
+        console.note(f"pid {result.pid} answers again; downtime {result.downtime_s:.2f} s ({parts})", style="green")
     return 0
+
+
+def _from_file(path: Path, settings: Settings, console: Console, *, yes: bool) -> Restarted:
+    """Restart the captured server when it runs, start it when it is down."""
+    from kwdb_build.server import capture as capturing
+    from kwdb_build.server import described, proc, saved
+    from kwdb_build.upgrade import restart as restarting
+
+    known = described.load(path) if path.suffix == ".toml" else saved.load(path)
+    if known.pid and proc.is_alive(known.pid, known.started_at):
+        return restarting.restart(capturing.capture(known.pid), settings, console, assume_yes=yes)
+    return restarting.start_stopped(known, settings, console, assume_yes=yes)
 
 
 @click.command()

@@ -96,6 +96,10 @@ class Engine(Protocol):
         """Identity of a local image, None when there is none."""
         ...
 
+    def remove_image(self, tag: str) -> None:
+        """Remove a local image; none of that name is fine."""
+        ...
+
     def import_base(self, archive: Path, tag: str, *, environment: Mapping[str, str]) -> str:
         """Make an image from a root file system archive; return its identity."""
         ...

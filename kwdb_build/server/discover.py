@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 SERVER_NAME = "kwbase"
+TRIAL_PREFIX = "kwdb-build-trial-"
+"""Directories of trials of a new version, which are ours and nobody's server."""
 ENGINE_LIBRARY = "libkwdbts2.so"
 _CONTAINER_CGROUP = re.compile(r"docker|containerd|kubepods|libpod|/lxc[./]|machine\.slice|crio", re.IGNORECASE)
 _SERVICE = re.compile(r"^[^/]+\.service$")
@@ -98,6 +100,8 @@ def _look_at(pid: int) -> Found | None:
         return None  # the parent that waits for its background child to be ready; the child is the server
     status = proc.read_status(pid)
     stores, listen = _from_flags(pid, argv)
+    if stores and all(store.parent.name.startswith(TRIAL_PREFIX) for store in stores):
+        return None
     return Found(
         pid=pid, command=startflags.split(argv)[0], user=proc.user_name(status.uid), stores=stores, listen=listen,
         executable=executable or argv[0], container=in_container(pid), supervisor=supervisor_of(pid),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from kwdb_build import sql
 from kwdb_build.errors import StartError
 from kwdb_build.model import NodeIdentity
-from kwdb_build.server import capture, logs, proc
+from kwdb_build.server import address, capture, locks, logs, proc
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,7 @@ _LONGER = 1.15
 """Each round waits a little longer: a server that is up at once is noticed at once, a slow one is not pestered."""
 _BANNER_GRACE_S = 20.0
 """A cluster node was seen to print its banner seconds after it was ready."""
-_OK = 200
+OK = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,7 @@ def wait_ready(
             started.notify.close()
     check_identity(found, banner, expect)
     pid = waiting.pid()
+    require_addresses(deployment, pid)
     return Ready(pid=pid, started_at=proc.start_time(pid), listening_s=listening_s, ready_s=ready_s, sql_s=sql_s,
                  identity=found, banner=banner)
 
@@ -124,7 +125,7 @@ class _Waiting:
 
     def ready(self) -> bool:
         """/health?ready=1 says 200; a server without HTTP is judged by SQL alone."""
-        return self.deployment.http is None or self._health().status == _OK
+        return self.deployment.http is None or self._health().status == OK
 
     def answers(self) -> bool:
         """`SELECT 1` comes back."""
@@ -237,7 +238,7 @@ def _ask(connection: http.client.HTTPConnection) -> Health:
         try:
             connection.request("GET", "/health?ready=1")
             answer = connection.getresponse()
-            body = answer.read(4096).decode("utf-8", "replace").strip()
+            body = " ".join(answer.read(4096).decode("utf-8", "replace").split())
         except http.client.HTTPException as error:
             return Health(status=0, text=f"no HTTP: {error!r}")
         return Health(status=answer.status, text=f"HTTP {answer.status} {body}")
@@ -253,6 +254,45 @@ def identity(login: sql.Login) -> NodeIdentity:
         if not rows:
             raise sql.SqlError("the server does not say which cluster it belongs to")
         return NodeIdentity(cluster_id=str(rows[0][1]), node_id=str(rows[0][0]))
+
+
+def require_still_well(deployment: Deployment, ready: Ready, login: sql.Login) -> None:
+    """A second look: the same process, ready, the same node, the captured libraries and addresses. Errors: StartError.
+
+    A process that has changed was restarted by somebody: under a supervisor with Restart= that is a crash loop.
+    """
+    if not proc.is_alive(ready.pid, ready.started_at):
+        others = [pid for store in deployment.stores if (pid := locks.holder(store.path))]
+        raise StartError(
+            f"the server (pid {ready.pid}) died after it had answered",
+            context=f"now pid {others[0]} has the store open: a crash loop?" if others else "nobody has the store open",
+            hint="its log says why; the last start was by the captured command",
+            log=(directory / "kwbase.log") if (directory := capture.log_directory(deployment)) else None,
+        )
+    if deployment.http is not None and (page := health(deployment)).status != OK:
+        raise StartError("the server was ready and is not any more", context=page.text)
+    try:
+        found = identity(login)
+    except sql.SqlError as error:
+        raise StartError(f"the server answers no more: {error.message}", context=error.context) from error
+    check_identity(found, None, ready.identity)
+    require_addresses(deployment, ready.pid)
+    loaded = {name: path.resolve() for name, path in loaded_libraries(ready.pid).items()}
+    for name, path in deployment.libraries.items():
+        if loaded.get(name) != path.resolve():
+            raise StartError(f"{name} is loaded from {loaded.get(name)} and no longer from {path}")
+
+
+def require_addresses(deployment: Deployment, pid: int) -> None:
+    """StartError unless a process itself listens where the captured server did."""
+    sockets = address.listening(pid)
+    for name, wanted in (("SQL", deployment.sql), ("HTTP", deployment.http)):
+        if wanted is not None and all(one.port != wanted.port for one in sockets):
+            raise StartError(
+                f"the server does not listen on its {name} port {wanted.port}",
+                context="it listens on: " + (", ".join(map(str, sockets)) or "nothing"),
+                hint="who answers there is somebody else: look with `ss -ltnp`",
+            )
 
 
 def loaded_libraries(pid: int) -> dict[str, Path]:

@@ -208,6 +208,41 @@ def _expand(text: str, environ: Mapping[str, str]) -> str:
     return re.sub(r"\$(?:\{(\w+)\}|(\w+))", lambda name: environ.get(name[1] or name[2], ""), text)
 
 
+def edited(argv: Sequence[str], *, drop: Sequence[str] = (), add: Sequence[str] = ()) -> tuple[str, ...]:
+    """Argv without the flags named in drop (all their spellings and values), with the words of add before any `--`.
+
+    Errors: UsageError for a flag to drop that is not there, or a word to add that is no flag.
+    """
+    names = [name.lstrip("-") for name in drop]
+    given = split(argv)[1]
+    for name in names:
+        if name not in given:
+            raise UsageError(f"--drop-flag {name}: the server was not started with it", hint="see `kwdb-build capture`")
+    for word in add:
+        if not word.startswith("--") or word == "--":
+            raise UsageError(f"--add-flag {word!r} is no flag", hint="write it as the server takes it: --name=value")
+    kept: list[str] = list(argv[:1])
+    rest = list(argv[1:])
+    while rest and rest[0] != "--":
+        word = rest.pop(0)
+        name, joined = _name_of(word)
+        valueless = name in _VALUELESS or (not word.startswith("--") and word[1:2] in _SHORT_VALUELESS)
+        words = [word] if not name or joined or valueless or not rest else [word, rest.pop(0)]
+        if name not in names:
+            kept += words
+    return (*kept, *add, *rest)
+
+
+def _name_of(word: str) -> tuple[str, bool]:
+    """Long name of the flag that a word is ('' for none), and whether its value is joined to it."""
+    if word.startswith("--"):
+        name, equals, _ = word[2:].partition("=")
+        return name, bool(equals)
+    if word.startswith("-") and len(word) > 1:
+        return _SHORT.get(word[1], word[1]), len(word) > 2  # noqa: PLR2004
+    return "", False
+
+
 def with_background(argv: Sequence[str]) -> tuple[str, ...]:
     """Put --background back where the re-executed child has lost it: at the end, or before a `--`."""
     kept = [word for word in argv if word != "--background=false"]

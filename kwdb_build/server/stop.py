@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from kwdb_build import command
 from kwdb_build.errors import NotStoppedError
 from kwdb_build.server import capture, locks, logs, proc
+from kwdb_build.server.drain import Drain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -62,7 +63,7 @@ def stop(
                 watch.send(signal.SIGTERM)
             progress.update("asked the server to drain and stop")
             forced = _await_end(watch, began, timeout_s=timeout_s, force_after_s=force_after_s,
-                                progress=progress, ask=ask)
+                                progress=progress, ask=ask, drain=Drain(deployment, moment))
             _collect(deployment.pid)
     locks.wait_free(stores, _LOCK_GRACE_S, progress)
     drained = logs.DRAINED in logs.since(moment)
@@ -70,7 +71,7 @@ def stop(
 
 
 def _await_end(watch: proc.Watch, began: float, *, timeout_s: float, force_after_s: float, progress: Progress,
-               ask: Callable[[], bool] | None) -> bool:
+               ask: Callable[[], bool] | None, drain: Drain) -> bool:
     """Wait within the agreed bounds; True when it had to be killed."""
     limit = force_after_s if force_after_s > 0 else timeout_s
     while True:
@@ -79,7 +80,7 @@ def _await_end(watch: proc.Watch, began: float, *, timeout_s: float, force_after
             return False
         if elapsed >= limit:
             break
-        progress.update(f"draining (at most {limit:.0f} s)")
+        progress.update("; ".join(filter(None, [f"draining (at most {limit:.0f} s)", drain.words()])))
     if force_after_s <= 0 and (ask is None or not ask()):
         raise _not_stopped(watch.pid, limit)
     if watch.wait(0):

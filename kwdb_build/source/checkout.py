@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, TypeVar
 from kwdb_build.errors import SourceError, SpaceError
 from kwdb_build.files import free_bytes, fsync_directory, require_space
 from kwdb_build.model import SOURCE_SUFFIX, SourceTree
-from kwdb_build.source import objects
 from kwdb_build.source.cachelock import hold, set_aside
 from kwdb_build.source.client import CancelledError
 from kwdb_build.source.inspect import PINNED, REMOTE_TIPS, changes, holds_store, read_tree
@@ -217,7 +216,6 @@ class Checkout:
     def _check_out(self, path: Path, parts: tuple[Part, ...]) -> None:
         run = self.client.run
         with self.mirror.locked() as cache:
-            require_sound(cache, self.mirror)
             needed = MARGIN_BYTES + self.mirror.fill(cache, self.commit, skip=self.skip)
             needed += sum(inner.disk_bytes for part in parts for inner in part.flat())
             require_space(path.parent, needed, f"checkout of {self.commit[:12]}")
@@ -260,7 +258,6 @@ class Checkout:
         for key, value in (("url", redact(part.address)), ("active", "true")):
             run("config", f"submodule.{part.pin.name}.{key}", value, cwd=tree, what=f"setting up {part.shown}")
         with part.mirror.locked() as cache:
-            require_sound(cache, part.mirror)
             set_up(self.client, path, own, cache, redact(part.address))
         self.client.progress.update(f"checking out {part.shown}")
         run("checkout", "--progress", "--detach", "--force", part.commit, cwd=path, what=f"checking out {part.shown}")
@@ -324,16 +321,6 @@ def together(
         except SourceError as error:
             errors.append(error)
     return results, errors
-
-
-def require_sound(cache: Path, mirror: Mirror) -> None:
-    """SourceError when a pack of the cache is not what its checksum says: nothing is made out of it."""
-    bad = objects.damaged_packs(cache)
-    if bad:
-        raise SourceError(
-            f"the cache of {redact(mirror.url)} is damaged", context="\n".join(map(str, bad)),
-            hint="it is set aside and fetched again when the network is there",
-        )
 
 
 def set_up(client: GitClient, path: Path, gitdir: Path, cache: Path, url: str) -> None:

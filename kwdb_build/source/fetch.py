@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from kwdb_build.errors import DependencyError, SourceError, UnknownReferenceError, UnreachableSourceError
 from kwdb_build.files import human_bytes
-from kwdb_build.source import objects
 from kwdb_build.source.cachelock import LOCK_TIMEOUT_S, hold, set_aside
 from kwdb_build.source.checkout import DEFAULT_SKIP, Checkout, missing_error
 from kwdb_build.source.client import STALL_TIMEOUT_S, GitClient
@@ -154,11 +153,10 @@ class _Fetch:
                 path.with_suffix(".lock"), what="checking the cache", progress=self.progress,
                 timeout_s=self.lock_timeout_s,
             ):
-                whole = not objects.damaged_packs(path) and client.run(
+                if not client.run(
                     "fsck", "--connectivity-only", "--no-dangling", "--no-progress", cwd=path,
                     what="checking the cache", check=False,
-                ).ok
-                if not whole:
+                ).ok:
                     aside = set_aside(path)
                     self.progress.note(f"the cache {path} is damaged: it was set aside as {aside}")
                     found = True

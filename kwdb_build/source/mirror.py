@@ -111,9 +111,7 @@ class Mirror:
             yield path
 
     def _prepare(self, path: Path) -> None:
-        if not path.is_dir() or not self.client.run(
-            "rev-parse", "--is-bare-repository", cwd=path, what="opening the cache", check=False
-        ).ok:
+        if not self._sound(path):
             if (aside := set_aside(path)) is not None:
                 self.client.progress.note(f"the cache of {redact(self.url)} was damaged; it was set aside as {aside}")
             if self.sources.offline:
@@ -126,6 +124,14 @@ class Mirror:
         if not (path / RECORD).exists():
             self._write(path, {"url": redact(self.url)})
         os.utime(path / RECORD)
+
+    def _sound(self, path: Path) -> bool:
+        """Whether there is a cache that can be trusted: what every pack's checksum says is looked at once a run."""
+        if not path.is_dir() or not self.client.run(
+            "rev-parse", "--is-bare-repository", cwd=path, what="opening the cache", check=False
+        ).ok:
+            return False
+        return path in self.sources.used or not objects.damaged_packs(path)
 
     def record(self, path: Path) -> dict[str, object]:
         """What we wrote down about this cache; empty when it cannot be read."""
@@ -247,7 +253,8 @@ class Mirror:
             known = Target(kind="tag", name=target.name, commit=before) if before else None
         if known is not None and known.commit != target.commit and is_full_commit(known.commit):
             raise SourceError(
-                f"{redact(source.address)} means another commit by {ref!r}: it is refused",
+                f"{redact(source.address)} means {target.commit[:12]} by {ref!r} and not "
+                f"{known.commit[:12]}: it is refused",
                 context=f"{known.commit}  {self.address}\n{target.commit}  {redact(source.address)}",
                 hint=f"look into it before you trust that mirror; the commit itself can be named: {known.commit}",
             )

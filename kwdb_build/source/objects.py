@@ -94,12 +94,10 @@ def pack_bytes(repository: Path) -> int:
 
 def damaged_packs(repository: Path) -> tuple[Path, ...]:
     """Packs and indexes whose content is not what their own checksum says (sha1 of all before it), or that are gone."""
-    bad = []
-    packs = sorted(repository.glob("objects/pack/*.pack"))
-    for pack in packs:
-        index = pack.with_suffix(".idx")
-        bad += [path for path in (pack, index) if not _sums_up(path)]
-    return tuple(bad)
+    found = [*repository.glob("objects/pack/pack-*.pack"), *repository.glob("objects/pack/pack-*.idx")]
+    stems = {path.with_suffix("") for path in found}
+    both = [stem.with_suffix(suffix) for stem in sorted(stems) for suffix in (".pack", ".idx")]
+    return tuple(path for path in both if not _sums_up(path))
 
 
 def _sums_up(path: Path) -> bool:

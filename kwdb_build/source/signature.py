@@ -78,7 +78,7 @@ def _judge(client: GitClient, rule: SignatureRule, scratch: Path) -> GitClient:
     signers = rule.allowed_signers.absolute() if rule.allowed_signers is not None else Path("/dev/null")
     return replace(
         client.configured(
-            ("gpg.ssh.allowedSignersFile", str(signers)), ("gpg.ssh.revocationFile", ""), ("gpg.minTrustLevel", ""),
+            ("gpg.ssh.allowedSignersFile", str(signers)), ("gpg.minTrustLevel", "undefined"),
             ("gpg.program", "gpg"), ("gpg.ssh.program", "ssh-keygen"),
         ),
         variables=(*client.variables, ("GNUPGHOME", str(scratch))),

@@ -88,9 +88,10 @@ class Sources:
                 errors.append(error)
                 with self._lock:
                     self._failed.add(_host(source))
-                if number + 1 < len(ways):
-                    after = ways[number + 1]
-                    source.client.progress.note(f"{error.message}; trying {redact(after.address)} ({after.profile})")
+                after = ways[number + 1] if number + 1 < len(ways) else None
+                onward = f"; trying {redact(after.address)} ({after.profile})" if after is not None else ""
+                if len(ways) > 1:
+                    source.client.progress.note(f"{error.message}{onward}")
         first = errors[0]
         if len(errors) > 1:
             tried = [f"{way.profile}: {error.message}" for way, error in zip(ways, errors, strict=True)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import unquote, urlsplit
 
-from kwdb_build import command
+from kwdb_build import command, network
 from kwdb_build.errors import DependencyError
 from kwdb_build.model import DebianPackage
 from kwdb_build.source.reference import redact
@@ -213,7 +213,7 @@ class PrivateApt:
         (directory / "status").touch()
         (directory / "sources" / "used.sources").write_text("\n".join(source.stanza() for source in sources))
         (directory / "preferences").write_text(_ONLY_DEBIAN if only_debian else "")
-        settings = configuration(directory, architecture, transport_settings(), ca_bundle)
+        settings = configuration(directory, architecture, transport_settings(), network.authorities(ca_bundle))
         fd = os.open(directory / "apt.conf", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # proxies carry passwords
         with os.fdopen(fd, "w", encoding="utf-8") as stream:
             stream.write(settings)
@@ -229,7 +229,9 @@ class PrivateApt:
         )
         found = parse_printed(done.stdout)
         if not found:
-            raise DependencyError("apt resolved the packages to nothing", context=done.stdout[-2000:], log=self._log)
+            raise DependencyError(
+                "apt resolved the packages to nothing", context=redact(done.stdout)[-2000:], log=self._log
+            )
         return found
 
     def available(self, names: Sequence[str]) -> dict[str, list[str]]:
@@ -250,15 +252,17 @@ class PrivateApt:
         self, *words: str, what: str, cwd: Path | None = None, on_line: Callable[[str], None] | None = None
     ) -> command.Completed:
         done = command.run(
-            ["apt-get", *words], check=False, env=self._environment, cwd=cwd, timeout_s=_TIMEOUT_S, log=self._log,
-            on_line=on_line,
+            ["apt-get", *words], check=False, env=self._environment, cwd=cwd, timeout_s=_TIMEOUT_S, on_line=on_line
         )
+        if self._log is not None:  # with --print-uris apt tells the passwords of its sources
+            with self._log.open("a", encoding="utf-8") as stream:
+                stream.write(redact(done.stdout + done.stderr))
         # apt-get update exits 0 when an archive does not answer and old lists would do; here there are none
         failed = [text for text in done.stderr.splitlines() if text.startswith(("E:", "W: Failed to fetch"))]
         if not done.ok or (words[0] == "update" and failed):
             seen = "\n".join(failed) or "\n".join((done.stderr or done.stdout).splitlines()[-command.TAIL_LINES:])
             raise DependencyError(
-                what, context=seen, log=self._log,
+                what, context=redact(seen), log=self._log,
                 hint="check the network, the proxy and the apt sources (setting apt_sources; else this machine's own)",
             )
         return done

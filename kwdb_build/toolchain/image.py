@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from kwdb_build import files
+from kwdb_build import files, network
 from kwdb_build.errors import SpaceError
-from kwdb_build.toolchain import base_image, wheels
+from kwdb_build.toolchain import apt, base_image, given_base, wheels
+from kwdb_build.toolchain.flatten import flatten
 from kwdb_build.toolchain.load import (
     LOCK_FILE,
     assemble,
@@ -38,6 +39,7 @@ _ENGINE_BYTES = 3 << 30
 """What the largest toolchain's base, its layers and the import take in the engine's storage."""
 _SHOWN_DIFFERENCES = 10
 _LINE = 100
+_LENT = "run/kwdb-build"
 _PACKAGE_LIST = "usr/share/kwdb-build/packages.list"
 
 
@@ -110,11 +112,28 @@ def ensure_image(
         with tempfile.TemporaryDirectory(dir=images, prefix=".context-") as temporary:
             context = Path(temporary)
             fill_context(toolchain, context, settings=settings, progress=progress, log=log)
+            lent = toolchain.base_image and lend_network(toolchain, context, settings)
             progress.update("making the build image")
-            return engine.build_image(
-                context, dockerfile="Dockerfile", tag=toolchain.image_tag, arguments={"BASE_IMAGE": base}, log=log,
-                on_line=lambda line: progress.update(line[:_LINE]), network=network,
-            )
+
+            def build(tag: str) -> str:
+                return engine.build_image(
+                    context, dockerfile="Dockerfile", tag=tag, arguments={"BASE_IMAGE": base}, log=log,
+                    on_line=lambda line: progress.update(line[:_LINE]), network=network,
+                )
+
+            if not lent:
+                return build(toolchain.image_tag)
+            work = f"kwdb-build/work:{toolchain.lock_digest[:16]}"
+            try:
+                build(work)
+                progress.update("taking the lent networks out of the image")
+                archive, root = context / "image.tar", context / "root.tar"
+                engine.export_image(work, archive)
+                flatten(archive, root)
+                archive.unlink()
+                return engine.import_base(root, toolchain.image_tag, environment={})
+            finally:
+                engine.remove_image(work)
 
 
 def _base(
@@ -122,7 +141,12 @@ def _base(
 ) -> tuple[str, str]:
     """Name of the base image for FROM, and the network that Dockerfile.build needs on top of it."""
     if toolchain.base_image:
-        return toolchain.base_image, "default"
+        if not given_base.is_pinned(toolchain.base_image):
+            progress.note(f"{toolchain.base_image} is not pinned: name it by its digest, NAME@sha256:…")
+        if given_base.is_file(toolchain.base_image):
+            progress.update(f"importing {toolchain.base_image}")
+            return given_base.take_file(toolchain.base_image, engine=engine), "default"
+        return given_base.from_registry(toolchain.base_image, settings.registry), "default"
     tag = f"kwdb-build/base:{base_image.base_digest(toolchain)[:16]}"
     if engine.image_id(tag) is None:
         archive = base_image.bootstrap(toolchain, settings=settings, progress=progress, log=log)
@@ -145,6 +169,24 @@ def fill_context(toolchain: Toolchain, context: Path, *, settings: Settings, pro
         )
         wheels.unpack(archive, wheel.directory, root / wheel.target.lstrip("/"), mtime=base_image.EPOCH)
     normalise(root)
+
+
+def lend_network(toolchain: Toolchain, context: Path, settings: Settings) -> bool:
+    """Put the user's own apt sources and authorities where Dockerfile.build looks for them; whether there are any.
+
+    Proxies need no place: they are given as the build arguments that engines keep out of images.
+    """
+    lent = context / "root" / _LENT
+    if settings.apt_sources:
+        sources, _ = apt.sources_for(toolchain.release, chosen=settings.apt_sources)
+        (lent / "sources").mkdir(parents=True)
+        (lent / "sources" / "lent.sources").write_text("\n".join(source.stanza() for source in sources))
+    if (bundle := network.authorities(settings.ca_bundle)) is not None:
+        lent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle, lent / "authorities.pem")
+    if lent.is_dir():
+        normalise(lent.parent)
+    return lent.is_dir()
 
 
 def normalise(root: Path) -> None:

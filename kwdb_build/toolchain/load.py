@@ -20,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from kwdb_build.errors import DependencyError, UsageError
 from kwdb_build.model import DebianPackage, Toolchain, Wheel
+from kwdb_build.toolchain import given_base
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -206,9 +207,8 @@ def with_base(toolchain: Toolchain, base_image: str) -> Toolchain:
     """The toolchain on top of a ready image; its digest then counts that in. Unchanged for '' or when it has one."""
     if not base_image or toolchain.base_image:
         return toolchain
-    return dataclasses.replace(
-        toolchain, base_image=base_image, lock_digest=digest_of([toolchain.lock_digest, base_image])
-    )
+    digest = digest_of([toolchain.lock_digest, given_base.identity(base_image)])
+    return dataclasses.replace(toolchain, base_image=base_image, lock_digest=digest)
 
 
 def choose(

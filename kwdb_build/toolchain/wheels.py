@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kwdb_build import command
+from kwdb_build import command, network
 from kwdb_build.errors import DependencyError
 from kwdb_build.files import sha256_of
 
@@ -56,7 +56,8 @@ def download(name: str, version: str, *, architecture: str, into: Path, settings
     if settings.pip_index_url:  # by environment: an index URL may carry a password, and argv is for everyone to read
         environment["PIP_INDEX_URL"] = settings.pip_index_url
     if settings.ca_bundle:
-        environment["PIP_CERT"] = str(settings.ca_bundle)
+        bundle = str(network.authorities(settings.ca_bundle))
+        environment |= {"PIP_CERT": bundle, "REQUESTS_CA_BUNDLE": bundle}  # pip lets the second one win
     before = set(into.glob("*.whl"))
     done = command.run(argv, check=False, env=environment, timeout_s=_TIMEOUT_S, log=log)
     found = sorted(set(into.glob("*.whl")) - before)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kwdb_build.files import human_bytes
+from kwdb_build.model import Verdict
 from kwdb_build.upgrade import gate
 
 if TYPE_CHECKING:
     from kwdb_build.config import Settings
-    from kwdb_build.model import Deployment, SourceTree
+    from kwdb_build.model import Artifact, Deployment, SourceTree
     from kwdb_build.upgrade.rundir import UpgradeRequest
 
 
@@ -72,6 +73,9 @@ def _before_the_stop(
                reason="the build is already stored" if artifact else "build image against what the tree asks for"),
         Action(step="build", action="reuse" if artifact else "run",
                reason="the build is already stored" if artifact else "no stored build has this key yet"),
+        Action(step="validate", action="run", reason=_validated(settings, deployment, tree)),
+        Action(step="trial", action="skip" if request.no_trial else "run",
+               reason="--no-trial" if request.no_trial else "the new version with this command on a scratch store"),
         Action(step="stage", action="run",
                reason="keep the old files, write the new ones beside them under temporary names"),
         Action(step="baseline", action="run", reason=f"count and checksum every table at {deployment.sql}"),
@@ -108,11 +112,29 @@ def _the_restart(request: UpgradeRequest, settings: Settings, deployment: Deploy
     )
 
 
+def _validated(settings: Settings, deployment: Deployment, tree: SourceTree | None) -> str:
+    """What is known of the start command: before a build all but the flags of the new version."""
+    from kwdb_build.server import capture, validate
+    from kwdb_build.upgrade.steps.rehearse import flags_of
+
+    before = capture.flags_known(deployment)
+    artifact = _find(settings, tree) if tree is not None else None
+    known = flags_of(artifact, deployment.start.command) if artifact is not None else before.keys()
+    rows = validate.check(deployment, known=known, known_before=before, user=settings.sql_user)
+    bad = [f"{row.verdict}: {row.name}: {row.found}. {row.fix}" for row in rows if row.verdict != Verdict.OK]
+    words = "the captured command against the new version" + ("" if artifact else " (its flags: after the build)")
+    return "\n".join([words, *bad])
+
+
 def _stored(settings: Settings, tree: SourceTree) -> bool:
+    return _find(settings, tree) is not None
+
+
+def _find(settings: Settings, tree: SourceTree) -> Artifact | None:
     from kwdb_build.build.key import build_key
     from kwdb_build.build.store import ArtifactStore
     from kwdb_build.model import BuildOptions
     from kwdb_build.upgrade.workshop import choose_toolchain
 
     key = build_key(tree, choose_toolchain(settings, tree), BuildOptions(build_type=settings.build_type))
-    return ArtifactStore(settings.home / "artifacts").find(key) is not None
+    return ArtifactStore(settings.home / "artifacts").find(key)

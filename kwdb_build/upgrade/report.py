@@ -30,7 +30,7 @@ _MEANING = {
     "abandon": "closes the run without doing anything, when you have set things right by hand",
 }
 _BAD_FIRST = ("fail", "unknown", "warn", "ok", "skip")
-_DOWN = {"stop", "backup", "switch", "start"}
+_DOWN = {"stop", "backup", "switch", "start", "first answer"}
 
 
 @dataclass(frozen=True, kw_only=True)

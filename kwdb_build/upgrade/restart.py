@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kwdb_build.errors import RefusedError
+from kwdb_build.errors import RefusedError, StartError
+from kwdb_build.model import Verdict
 from kwdb_build.upgrade import gate
 from kwdb_build.upgrade.lock import hold_home, hold_stores
 
@@ -14,49 +15,170 @@ if TYPE_CHECKING:
     from kwdb_build.config import Settings
     from kwdb_build.console import Console
     from kwdb_build.model import Deployment
+    from kwdb_build.server.readiness import Ready
+    from kwdb_build.server.watch import Watcher
+    from kwdb_build.sql import Login
+
+_FIRST_ANSWER_S = 5.0
+_WELL = "same process, node, addresses and libraries"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Restarted:
-    """The new process, when SIGTERM was sent (unix seconds), and how long until the first answered SELECT."""
+    """The new process, when SIGTERM was sent (unix seconds), and how long until an outside client's first answer.
+
+    parts: what the downtime went to. downtime_s is -1 for a server that was down already.
+    """
 
     pid: int
     began: float
     downtime_s: float
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 def restart(deployment: Deployment, settings: Settings, console: Console, *, assume_yes: bool) -> Restarted:
     """Stop and start; the capture is kept in a file first, so that a cut-off restart can be finished by hand."""
-    import sys
-
     from kwdb_build.files import private_directory
-    from kwdb_build.server import readiness, saved, start, stop
-    from kwdb_build.sql import Login
+    from kwdb_build.server import readiness, saved, start, stop, watch
 
     gate.require_supported_deployment(deployment)
-    question = f"Restart pid {deployment.pid} ({deployment.version}, {deployment.sql})?"
-    if not assume_yes and not (sys.stdin.isatty() and console.confirm(question)):
-        raise RefusedError("not confirmed: nothing was changed", hint="answer y, or pass -y")
+    _validate(deployment, settings, console, running=True)
+    _confirm(f"Restart pid {deployment.pid} ({deployment.version}, {deployment.sql})?", console, assume_yes=assume_yes)
     stores = tuple(store.path for store in deployment.stores)
     logs = private_directory(settings.home / "logs")
-    login = Login(
-        address=deployment.sql, user=settings.sql_user, certs_dir=deployment.certs_dir,
-        password_file=settings.sql_password_file,
-    )
-    with hold_home(settings.home, f"restart of pid {deployment.pid}"), hold_stores(stores):
+    login = login_of(deployment, settings)
+    with hold_home(settings.home, f"restart of pid {deployment.pid}"), hold_stores(stores), watch.begin(login) as seen:
         saved.save(deployment, settings.home / "last-restart.json")
         identity = readiness.identity(login)
+        series = _a_series(login)
         stdio = start.hold_stdio(deployment)
+        seen.answered_after(0.0, wait_s=_FIRST_ANSWER_S)
         began = time.time()
-        with console.step(1, 2, "stop"):
-            stop.stop(
+        with console.step(1, 3, "stop"):
+            stopped = stop.stop(
                 deployment, timeout_s=settings.stop_timeout_s, force_after_s=settings.force_stop_after_s,
                 progress=console,
             )
-        with console.step(2, 2, "start"):
+            console.update(f"{'drained' if stopped.drained else 'ended'} in {stopped.seconds:.1f} s")
+        with console.step(2, 3, "start"):
             started = start.start(deployment.start, log_dir=logs, stdio=stdio, notify=True)
             ready = readiness.wait_ready(
                 deployment=deployment, started=started, login=login, expect=identity,
                 timeout_s=settings.start_timeout_s, progress=console,
             )
-    return Restarted(pid=ready.pid, began=began, downtime_s=round(time.time() - began, 3))
+            console.update(f"pid {ready.pid} answers SQL after {ready.sql_s:.1f} s")
+        result = _account(began, stopped.seconds, started.began_at, ready, seen)
+        with console.step(3, 3, "look again"):
+            _look_again(deployment, ready, login, settings, series=series)
+            console.update(_WELL)
+        for note in started.notes:
+            console.note(f"  {note}", style="yellow")
+    return result
+
+
+def start_stopped(deployment: Deployment, settings: Settings, console: Console, *, assume_yes: bool) -> Restarted:
+    """Start a server that is down from an earlier capture, and make sure that it came up on its old store."""
+    from kwdb_build.files import private_directory
+    from kwdb_build.server import locks, logs, readiness, start
+    from kwdb_build.server.address import require_ports_free
+
+    stores = tuple(store.path for store in deployment.stores)
+    if held := locks.holders(stores):
+        store, pid = next(iter(held.items()))
+        raise RefusedError(
+            f"the store {store} is in use by {locks.describe(pid)}", hint="it runs already: leave out --capture"
+        )
+    gate.require_supported_deployment(deployment)
+    _validate(deployment, settings, console, running=False)
+    _confirm(f"Start {deployment.version} on {stores[0]} ({deployment.sql})?", console, assume_yes=assume_yes)
+    login = login_of(deployment, settings)
+    with hold_home(settings.home, f"start on {stores[0]}"), hold_stores(stores):
+        require_ports_free((deployment.sql, deployment.http))
+        with console.step(1, 2, "start"):
+            started = start.start(deployment.start, log_dir=private_directory(settings.home / "logs"), notify=True)
+            ready = readiness.wait_ready(
+                deployment=deployment, started=started, login=login, expect=None,
+                timeout_s=settings.start_timeout_s, progress=console,
+            )
+            if ready.banner is not None and ready.banner.status != logs.RESTARTED:
+                raise StartError(
+                    f"the server came up with '{ready.banner.status}': not on its old store",
+                    hint="is a file system not mounted? It runs on; stop it before it is taken for the real one",
+                )
+            console.update(f"pid {ready.pid} answers SQL after {ready.sql_s:.1f} s")
+        with console.step(2, 2, "look again"):
+            _look_again(deployment, ready, login, settings, series=_a_series(login))
+            console.update(_WELL)
+    return Restarted(pid=ready.pid, began=started.began_at, downtime_s=-1.0, parts={"start": round(ready.sql_s, 3)})
+
+
+def login_of(deployment: Deployment, settings: Settings) -> Login:
+    """How our own checks reach SQL."""
+    from kwdb_build.sql import Login
+
+    return Login(
+        address=deployment.sql, user=settings.sql_user, certs_dir=deployment.certs_dir,
+        password_file=settings.sql_password_file,
+    )
+
+
+def _confirm(question: str, console: Console, *, assume_yes: bool) -> None:
+    import sys
+
+    if not assume_yes and not (sys.stdin.isatty() and console.confirm(question)):
+        raise RefusedError("not confirmed: nothing was changed", hint="answer y, or pass -y")
+
+
+def _validate(deployment: Deployment, settings: Settings, console: Console, *, running: bool) -> None:
+    """The command against the very binary that it starts: what has changed on the disk since."""
+    from kwdb_build.server import capture, validate
+
+    known = capture.flags_known(deployment)
+    rows = validate.check(deployment, known=known, known_before=known, user=settings.sql_user, running=running)
+    validate.require(rows)
+    for row in rows:
+        if row.verdict is Verdict.WARN:
+            console.note(f"  look at: {row.name}: {row.found}. {row.fix}", style="yellow")
+
+
+def _account(began: float, stopped_s: float, launched: float, ready: Ready, seen: Watcher) -> Restarted:
+    answered = seen.answered_after(launched) or time.time()
+    return Restarted(
+        pid=ready.pid, began=began, downtime_s=round(answered - began, 3),
+        parts={
+            "stop": round(stopped_s, 3), "start": round(ready.ready_s, 3),
+            "first answer": round(max(0.0, answered - launched - ready.ready_s), 3),
+        },
+    )
+
+
+def _a_series(login: Login) -> str:
+    """Quoted name of a time-series table that has a row; '' when there is none."""
+    from kwdb_build.sql import Session, identifier
+    from kwdb_build.verify import probe
+
+    with Session(login) as session:
+        for database, engine in probe.databases(session).items():
+            if engine != "TIME SERIES":
+                continue
+            for schema, table, _ in probe.tables(session, database):
+                name = identifier(database, schema, table)
+                if session.rows(f"SELECT 1 FROM {name} LIMIT 1"):  # noqa: S608 a quoted name
+                    return name
+    return ""
+
+
+def _look_again(deployment: Deployment, ready: Ready, login: Login, settings: Settings, *, series: str) -> None:
+    """Some seconds later: servers were seen to answer SQL for a moment and die, or to have lost their time series."""
+    from kwdb_build.server import readiness
+    from kwdb_build.sql import Session
+
+    time.sleep(settings.settle_s)
+    readiness.require_still_well(deployment, ready, login)
+    if series:
+        with Session(login) as session:
+            if not session.rows(f"SELECT 1 FROM {series} LIMIT 1"):  # noqa: S608 a quoted name
+                raise StartError(
+                    f"{series} had a row before the restart and has none now",
+                    hint="is the time-series directory (tsdb, --ts-store) where it was? Look into TsEngine.log",
+                )

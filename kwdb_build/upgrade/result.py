@@ -188,6 +188,10 @@ def _downtime(run: RunDirectory, journal: Journal) -> dict[str, Any]:
         began = undos[0].time
         times = tuple(step for step in times if step.phase == Phase.UNDO)
     parts = _downtime_parts(times)
+    if not undos and "ready_s" in (started := read_json(run.started)):
+        # The step itself goes on after the first answer (it looks at what was loaded).
+        parts["start"] = round(float(started["ready_s"]), 3)
+        parts["first answer"] = round(max(0.0, answered - started["began"] - started["ready_s"]), 3)
     gone_back = bool(undos) and read_json(run.started).get("label") != "old"
     if answered <= began or gone_back:  # the answer of a server that was ended since proves nothing
         return {"downtime_parts": parts}

@@ -30,6 +30,7 @@ class UpgradeRequest:
     listen: str | None = None
     allow_same: bool = False
     no_backup: bool = False
+    no_trial: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -49,6 +50,7 @@ class RunDirectory:
         self.baseline = path / "baseline.json"
         self.replaced = path / "replaced"
         self.set_aside = path / "set-aside"
+        self.trial = path / "trial.json"
         self.stopped = path / "stopped.json"
         self.launched = path / "launched.json"
         self.log_mark = path / "log-mark.json"

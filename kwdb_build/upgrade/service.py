@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from kwdb_build.data.replace import Replacement, ReplaceRecord
     from kwdb_build.model import Artifact, Deployment
+    from kwdb_build.server.watch import Watcher
     from kwdb_build.upgrade.context import Context
     from kwdb_build.upgrade.rundir import RunDirectory
     from kwdb_build.verify.request import Mode
@@ -82,6 +83,7 @@ def start_server(context: Context, *, label: str) -> Any:
     import time
 
     from kwdb_build.server import readiness, start
+    from kwdb_build.server.validate import lower_limits
     from kwdb_build.verify import logs
 
     _await_free_ports(context)
@@ -95,11 +97,34 @@ def start_server(context: Context, *, label: str) -> Any:
         deployment=deployment, started=started, login=context.login, expect=context.identity,
         timeout_s=context.settings.start_timeout_s, progress=context.console,
     )
+    answered = time.time()
+    if (seen := watcher(context)) is not None:
+        answered = seen.answered_after(started.began_at) or answered
     _note(
         context, context.run.started,
-        {"pid": ready.pid, "started_at": ready.started_at, "label": label, "answered": time.time()},
+        {"pid": ready.pid, "started_at": ready.started_at, "label": label, "answered": answered,
+         "began": started.began_at, "ready_s": ready.ready_s},
     )
+    for lower in lower_limits(deployment.start.limits, ready.pid):
+        context.console.note(f"  {lower}", style="yellow")
+    for note in started.notes:
+        context.console.note(f"  {note}", style="yellow")
     return ready
+
+
+def watcher(context: Context) -> Watcher | None:
+    """The outside client of this run, begun when it is first asked for; None when there can be none."""
+    from kwdb_build.errors import KwdbBuildError
+    from kwdb_build.server import watch
+
+    if "watcher" not in context.held:
+        context.held["watcher"] = None
+        try:
+            context.held["watcher"] = context.held["exit_stack"].enter_context(watch.begin(context.login))
+        except (KwdbBuildError, OSError) as error:  # a measure is no reason to keep a database down
+            context.console.note(f"  no outside client measures the downtime: {error}", style="yellow")
+    found: Watcher | None = context.held["watcher"]
+    return found
 
 
 def _await_free_ports(context: Context) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kwdb_build.config import Settings
 from kwdb_build.errors import KwdbBuildError, NeedsResumeError, RefusedError, UsageError
+from kwdb_build.server import trial
 from kwdb_build.upgrade import service
 from kwdb_build.upgrade.context import Context
 from kwdb_build.upgrade.interrupts import Interrupts
@@ -15,7 +16,7 @@ from kwdb_build.upgrade.lock import hold_home, hold_stores
 from kwdb_build.upgrade.result import RunResult, load_result, write_result
 from kwdb_build.upgrade.rundir import RunDirectory, UpgradeRequest
 from kwdb_build.upgrade.runner import Runner
-from kwdb_build.upgrade.steps import prepare, switchover
+from kwdb_build.upgrade.steps import prepare, rehearse, switchover
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -29,6 +30,8 @@ STEPS: tuple[Step, ...] = (
     prepare.Gate(),
     prepare.Check(),
     prepare.Build(),
+    rehearse.Validate(),
+    rehearse.Trial(),
     switchover.Stage(),
     prepare.RecordBaseline(),
     switchover.Precopy(),
@@ -47,7 +50,7 @@ def upgrade(request: UpgradeRequest, settings: Settings, console: Console, *, as
     """A new run from the first step to the last, or back."""
     with hold_home(settings.home, f"upgrade to {request.ref}"):
         require_no_open_run(settings)
-        _tidy(settings)
+        _tidy(settings, console)
         run = RunDirectory.create(settings.home)
         run.save(run.request, request)
         with _session(run, request, settings, console, assume_yes=assume_yes) as context:
@@ -133,9 +136,10 @@ def require_no_open_run(settings: Settings) -> None:
             )
 
 
-def _tidy(settings: Settings) -> None:
-    """Remove what runs that were killed before their stop had put beside the installed files."""
+def _tidy(settings: Settings, console: Console) -> None:
+    """Remove what runs that were killed before their stop had put beside the installed files, and end their trials."""
     for run in RunDirectory.all(settings.home):
+        trial.sweep([run.trial] if run.trial.exists() else [], console)
         if not run.result.exists():
             with contextlib.suppress(KwdbBuildError):  # of an old run: no reason to refuse a new one
                 service.discard_staged(run)

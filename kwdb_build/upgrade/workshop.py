@@ -95,13 +95,19 @@ class Workshop:
 
         return self.store.find(build_key(tree, self.toolchain(tree), self.options()))
 
+    def look_up(self, tree: SourceTree) -> Artifact | None:
+        """As find(), for who goes on to use it: an unreadable one is set aside (ArtifactError)."""
+        from kwdb_build.build.key import build_key
+
+        return self.store.look_up(build_key(tree, self.toolchain(tree), self.options()))
+
     def build(self, tree: SourceTree) -> Artifact:
         """The artifact of this tree: looked up, or built."""
         from kwdb_build.build.runner import build
 
-        artifact = self.find(tree)
+        artifact = self.look_up(tree)
         if artifact is not None:
-            self.store.verify(artifact)
+            self.store.hold(artifact)
             self._console.update(f"{artifact.key.short} was already built")
         else:
             image = self.image(tree)  # before the toolchain is asked for: it may get a new lock

@@ -19,7 +19,7 @@ import pytest
 from kwdb_build import command
 from kwdb_build.errors import AccessError, NotStoppedError, ServerNotFoundError, StartError
 from kwdb_build.model import Address
-from kwdb_build.server import address, capture, discover, locks, logs, proc, readiness, saved, scheduling
+from kwdb_build.server import address, capture, discover, drain, locks, logs, proc, readiness, saved, scheduling
 from kwdb_build.server.start import hold_stdio, start
 from kwdb_build.server.stop import abandon, stop
 from tests.integration.certs import certificates
@@ -251,6 +251,23 @@ def test_a_slow_drain_is_waited_for(site: Instance) -> None:
     assert not result.forced
     assert result.seconds > 1.5
     assert locks.holder(site.store) is None
+
+
+def test_a_drain_tells_whom_it_waits_for(site: Instance) -> None:
+    site.environment = {"MINIKWDB_FAULT": "slow-drain:1.5"}
+    deployment = capture.capture(site.start())
+    said: list[str] = []
+
+    class Listening(type(QUIET)):  # type: ignore[misc]
+        def update(self, text: str, **_: object) -> None:
+            said.append(text)
+
+    with site.connect(), site.connect():
+        assert drain.connections(deployment.pid, deployment.sql.port) == 2
+        stop(deployment, timeout_s=PATIENCE_S, progress=Listening())
+    drains = [text for text in said if text.startswith("draining")]
+    assert any(" open" in text and "graceful shutdown" in text for text in drains), said
+    assert all("at most 60 s" in text for text in drains)
 
 
 def test_a_drain_beyond_the_limit_is_left_alone(site: Instance) -> None:

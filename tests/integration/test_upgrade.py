@@ -85,7 +85,7 @@ def test_run_directory_and_verbs_that_read_it(tool: Tool, make_server: MakeServe
 
 def test_a_start_that_fails_rolls_back(tool: Tool, make_server: MakeServer) -> None:
     server = make_server("V1.0.0")
-    answer = tool.upgrade(server, "V1.2.0", "--json")
+    answer = tool.upgrade(server, "V1.2.0", "--json", "--no-trial")
     assert answer.code == ExitCode.ROLLED_BACK, answer.err
     assert answer.json["error"]["reference"] == "rolled-back"
     assert "V1.0.0" in server.value("SELECT version()")
@@ -150,7 +150,7 @@ def test_patched_build_of_the_same_version(tool: Tool, make_server: MakeServer, 
 
 def test_no_backup_is_said_and_rolls_back_the_binary(tool: Tool, make_server: MakeServer) -> None:
     server = make_server("V1.0.0")
-    answer = tool.upgrade(server, "V1.2.0", "--no-backup")
+    answer = tool.upgrade(server, "V1.2.0", "--no-backup", "--no-trial")
     assert answer.code == ExitCode.ROLLED_BACK, answer.err
     assert "--no-backup" in answer.err
     assert server.counts() == ROWS
@@ -202,8 +202,8 @@ def test_dry_run_writes_nothing(tool: Tool, make_server: MakeServer) -> None:
     answer = tool("plan", "V1.1.0", "--store", str(server.store), "--json")
     assert answer.code == ExitCode.OK, answer.err
     steps = [action["step"] for action in answer.json["plan"]["actions"]]
-    assert steps == ["capture", "fetch", "gate", "check", "build", "stage", "baseline", "precopy", "stop", "backup", "switch",
-                     "start", "verify", "keep"]
+    assert steps == ["capture", "fetch", "gate", "check", "build", "validate", "trial", "stage", "baseline", "precopy",
+                     "stop", "backup", "switch", "start", "verify", "keep"]
     assert tool.upgrade(server, "V1.1.0", "-n").code == ExitCode.OK
     assert world() == before
     assert server.pid() == pid

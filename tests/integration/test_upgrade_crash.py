@@ -25,7 +25,7 @@ pytestmark = pytest.mark.engine
 
 def test_the_matrix_is_whole() -> None:
     assert SAFE + RISKY == [
-        "capture", "fetch", "gate", "check", "build", "stage", "baseline", "precopy",
+        "capture", "fetch", "gate", "check", "build", "validate", "trial", "stage", "baseline", "precopy",
         "stop", "backup", "switch", "start", "verify", "keep",
     ]
 

@@ -262,7 +262,7 @@ def test_port_taken_while_the_server_is_down(tool: Tool, make_server: MakeServer
 )
 def test_whatever_the_new_version_does_wrong_it_goes_back(tool: Tool, make_server: MakeServer, fault: str) -> None:
     server = make_server("V1.0.0", environment={"MINIKWDB_FAULT_V1_1_0": fault})
-    answer = tool.upgrade(server, "V1.1.0", "--start-timeout", "8", KWDB_BUILD_SETTLE_S="5")
+    answer = tool.upgrade(server, "V1.1.0", "--start-timeout", "8", "--no-trial", KWDB_BUILD_SETTLE_S="5")
     assert answer.code == ExitCode.ROLLED_BACK, answer.err
     assert "V1.0.0" in server.value("SELECT version()")
     assert server.counts() == ROWS

@@ -1,8 +1,8 @@
 """The demo behind `nox -s demo`: a real upgrade of the miniature, by the command line that users have.
 
 Builds release V1.0.0 in the build container, installs and starts it, writes rows of both kinds, then runs
-`kwdb-build upgrade` to the release named on the command line (default V1.1.0; V1.2.0 does not start and V1.3.0 loses
-its time-series rows: both show the way back). Everything lies under .demo/ in the project's folder.
+`kwdb-build upgrade` to the release named on the command line (default V1.1.0; V1.2.0 does not start, which its
+trial finds out; V1.3.0 loses its time-series rows and shows the way back). Everything lies under .demo/ in the project's folder.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ class Instance:
     background: bool = True
     certs: Path | None = None
     uid: int | None = None
+    flags: list[str] = field(default_factory=list)
     children: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -64,6 +65,7 @@ class Instance:
             f"--listen-addr=127.0.0.1:{self.sql_port}",
             f"--http-addr=127.0.0.1:{self.http_port}",
             f"--store={self.store}",
+            *self.flags,
         ]
         return [*flags, "--background"] if self.background else flags
 

@@ -187,7 +187,7 @@ class Check(Step):
     def apply(self, context: Context) -> dict[str, Any]:
         """Skip for a stored build; otherwise make the image and compare each row."""
         workshop, tree = context.workshop, context.tree
-        if workshop.find(tree) is not None:
+        if workshop.look_up(tree) is not None:
             context.console.update("not needed: this build is already stored")
             context.run.save(context.run.checks, [])
             return {"skipped": "stored build"}
@@ -212,7 +212,7 @@ class Build(Step):
         if not context.run.artifact.exists():
             return False
         try:
-            context.workshop.store.verify(context.artifact)
+            context.workshop.store.hold(context.artifact)
         except ArtifactError:
             return False
         return True

@@ -15,6 +15,8 @@ from kwdb_build.files import human_bytes, read_json
 from kwdb_build.upgrade import room, service
 from kwdb_build.upgrade.steps.base import Step
 
+_FIRST_ANSWER_S = 5.0
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -38,7 +40,7 @@ class Stage(Step):
         """Check the artifact against its manifest once more, keep the old files, write the new ones beside them."""
         from kwdb_build.data import replace
 
-        context.workshop.store.verify(context.artifact)
+        context.workshop.store.hold(context.artifact)
         plan = service.replacement_plan(context.deployment, context.artifact)
         record = replace.stage(replace.prepare(plan, keep=context.run.replaced))
         context.held["switch"] = record
@@ -74,6 +76,7 @@ class Precopy(Step):
             result = precopy(context.deployment.stores, context.backup_dir, progress=context.console)
             done = {"files": result.files, "bytes": result.size_bytes}
             words = f"{result.files} files, {human_bytes(result.size_bytes)}"
+        service.watcher(context)  # from here on somebody asks all the time
         changing = _last_look(context)
         room.reserve(context.run.path)
         context.console.update(f"{words}; clients write to {changing} tables" if changing else words)
@@ -112,6 +115,8 @@ class Stop(Step):
         if service.old_server_runs(context):
             context.held["stdio"] = start.hold_stdio(context.deployment)
         draining = service.draining(context)
+        if not draining and (watcher := service.watcher(context)) is not None:
+            watcher.answered_after(0.0, wait_s=_FIRST_ANSWER_S)
         began = read_json(context.run.stopped)["began"] if draining else time.time()
         context.run.save(context.run.stopped, {"began": began})
         settings = context.settings
@@ -201,7 +206,7 @@ class Switch(Step):
         plan = service.replacement_plan(context.deployment, context.artifact)
         prepared = replace.prepare(plan, keep=context.run.replaced)
         if not replace.staged(prepared):
-            context.workshop.store.verify(context.artifact)
+            context.workshop.store.hold(context.artifact)
         record = replace.apply(prepared)
         for note in record.notes:
             context.console.note(f"  {note}", style="yellow")

@@ -14,7 +14,7 @@ from kwdb_build.build.runner import build
 from kwdb_build.build.store import ArtifactStore
 from kwdb_build.config import Settings
 from kwdb_build.console import Progress
-from kwdb_build.engine.base import RunResult, RunSpec
+from kwdb_build.engine.base import EngineInfo, RunResult, RunSpec
 from kwdb_build.errors import ArtifactError, BuildError, EngineError, SpaceError
 from kwdb_build.model import BuildOptions, SourceTree, Toolchain
 from kwdb_build.source.inspect import read_tree
@@ -55,6 +55,9 @@ class StandIn:
 
     def image_id(self, tag: str) -> str | None:
         return f"sha256:{tag}"
+
+    def info(self) -> EngineInfo:
+        return EngineInfo(kind="docker", version="20.10", address="unix:///stand-in")
 
     def run(self, spec: RunSpec, *, on_line: Callable[[str], None], log: Path) -> RunResult:
         self.specs.append(spec)

@@ -6,18 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kwdb_build.errors import ExitCode, SourceError, UsageError
+from kwdb_build.errors import ExitCode, SourceError, UnknownReferenceError, UsageError
 from kwdb_build.source.reference import (
     Redirect,
     RemoteRefs,
+    Target,
     apply_redirects,
     basename,
     choose,
     is_local,
     join_relative,
+    latest_release,
     local_path,
     parse_ls_remote,
     parse_redirect,
+    pull_request_ref,
     redact,
     split_credentials,
     suggest,
@@ -254,3 +257,37 @@ def test_an_unknown_reference_says_what_there_is() -> None:
     assert error.message == "https://***@h/x has no tag, branch or commit 'V3.1.0_OLD'"
     assert error.context == "it has 13 tags and 1 branches; newest tags: V3.2.1, V3.2.0, v3.1.0, V3.1.0, V3.0.1"
     assert error.hint.startswith("did you mean v3.1.0_old")
+
+
+@pytest.mark.parametrize("ref", ["pr/123", "pull/123", "pull/123/head", "!123"])
+def test_pull_requests(ref: str) -> None:
+    assert pull_request_ref(validate_ref(ref)) == "refs/pull/123/head"
+
+
+@pytest.mark.parametrize("ref", ["pr/", "pr/0", "pr/12x", "pull/1/merge", "1", "xpr/1", "pr/1/2"])
+def test_no_pull_requests(ref: str) -> None:
+    assert pull_request_ref(ref) == ""
+
+
+RELEASES = (
+    "V2.0.3.2", "V2.2.2", "V3.0.0", "V3.0.0_STORAGE_BEFORE", "V3.1.0", "V3.1.0_BEFORE_3.0.1MERGE", "V3.2.1", "V3.2.0",
+    "V3.10.0", "v9.0.0", "V9.0.0_old", "V9.0.0_RC1", "V9.0.0-rc1", "code-review-ts_vgroup-v1.0", "V9",
+)
+
+
+def test_the_latest_release_is_the_highest_and_nothing_else() -> None:
+    assert latest_release(RELEASES) == "V3.10.0"
+    assert latest_release(RELEASES[:8]) == "V3.2.1"
+    assert latest_release(("v1.0.0", "V3.0.0_STORAGE_BEFORE")) == ""
+    refs = RemoteRefs(tags={"V3.1.0": "a" * 40, "V3.1.0_old": "b" * 40}, heads={"master": "c" * 40})
+    assert choose("latest", refs, url="u") == Target(kind="tag", name="V3.1.0", commit="a" * 40)
+
+
+def test_latest_that_is_also_a_name_or_nothing() -> None:
+    both = RemoteRefs(tags={"V3.1.0": "a" * 40}, heads={"latest": "c" * 40})
+    with pytest.raises(SourceError, match="as well") as caught:
+        choose("latest", both, url="u")
+    assert "V3.1.0 or refs/heads/latest" in caught.value.hint
+    assert choose("refs/heads/latest", both, url="u") == Target(kind="branch", name="latest", commit="c" * 40)
+    with pytest.raises(UnknownReferenceError, match="no release tag"):
+        choose("latest", RemoteRefs(tags={"V1_RC1": "a" * 40}, heads={}), url="u")

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from kwdb_build.model import Toolchain
 
 
+BASE = f"debian@sha256:{'a' * 64}"
+
+
 class RememberingEngine:
     """Keeps what it is asked; build_image tags only when it does not fail, as every engine must."""
 
@@ -62,7 +65,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 def toolchain(tmp_path: Path, settings: Settings) -> Toolchain:
     digest = sha256_of(wheel(tmp_path / "index"))
     write_lock(folder(tmp_path), wheel_sha256=digest)
-    return load("small", search=tmp_path, base_image="debian@sha256:abc")
+    return load("small", search=tmp_path, base_image=BASE)
 
 
 def ensure(toolchain: Toolchain, engine: RememberingEngine, settings: Settings) -> str:
@@ -92,7 +95,7 @@ def test_ready_base_is_given_to_from_with_its_network(toolchain: Toolchain, sett
     engine = RememberingEngine()
     ensure(toolchain, engine, settings)
     asked = engine.built[0]
-    assert asked["arguments"] == {"BASE_IMAGE": "debian@sha256:abc"}
+    assert asked["arguments"] == {"BASE_IMAGE": BASE}
     assert asked["network"] == "default"
     assert asked["files"] == [
         "Dockerfile", "root/opt/carrier/VERSION", "root/opt/carrier/bin/tool", "root/usr/share/kwdb-build/packages.list"
@@ -154,10 +157,10 @@ def test_base_depends_on_packages_alone(tmp_path: Path, toolchain: Toolchain) ->
 
 def test_ready_base_makes_another_image(tmp_path: Path, toolchain: Toolchain) -> None:
     plain = load("small", search=tmp_path)
-    assert (plain.base_image, toolchain.base_image) == ("", "debian@sha256:abc")
+    assert (plain.base_image, toolchain.base_image) == ("", BASE)
     assert plain.image_tag != toolchain.image_tag
-    assert with_base(plain, "debian@sha256:abc") == toolchain
-    assert with_base(toolchain, "debian@sha256:abc") == toolchain, "counted in once"
+    assert with_base(plain, BASE) == toolchain
+    assert with_base(toolchain, BASE) == toolchain, "counted in once"
     assert with_base(plain, "") == plain
 
 

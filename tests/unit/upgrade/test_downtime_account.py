@@ -39,6 +39,17 @@ def test_an_upgrade_counts_from_the_stop_to_the_answer(run: RunDirectory) -> Non
     }
 
 
+def test_the_first_answer_to_the_outside_client_is_a_part_of_its_own(run: RunDirectory) -> None:
+    journal = Journal(run.journal)
+    went(journal, Phase.APPLY, {**dict.fromkeys(FORWARD, 0.5), "keep": 0.1})
+    server(run, began=1000.0, answered=1002.0, label="new")
+    run.save(run.started, {"pid": 1, "label": "new", "answered": 1002.0, "began": 1001.5, "ready_s": 0.25})
+    assert result._downtime(run, journal) == {
+        "downtime_s": 2.0,
+        "downtime_parts": {"stop": 0.5, "backup": 0.5, "switch": 0.5, "start": 0.25, "first answer": 0.25},
+    }
+
+
 def test_a_rollback_counts_the_verification_and_the_way_back_in_order(run: RunDirectory) -> None:
     journal = Journal(run.journal)
     went(journal, Phase.APPLY, dict.fromkeys(FORWARD, 0.5))

@@ -1,0 +1,363 @@
+"""One stored build as one file (.tar.zst), to carry it to another machine or to install it there by hand.
+
+<name>/manifest.json      first, so that the reader knows every file, its size and its sha256 before it comes
+<name>/README.txt         how to install by hand
+<name>/provenance.json …  what else lies beside the files
+<name>/bin, <name>/lib    the files
+The same stored build gives the same bytes each time (one zstd release assumed). A reader takes nothing that the
+manifest does not name: no other path, no device, no hard link, not one byte more than is written there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import sys
+import tarfile
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Any
+
+from kwdb_build.build.inspection import architecture_of, inspect, require, this_architecture
+from kwdb_build.build.store import BESIDE, DIRECTORIES, MANIFEST, parse_manifest
+from kwdb_build.errors import AccessError, ArtifactError, LockedError, SpaceError, UsageError
+from kwdb_build.files import fsync_directory, require_space, write_atomic
+from kwdb_build.scratch import scratch_directory
+
+if sys.version_info >= (3, 14):
+    from compression.zstd import CompressionParameter as _Parameter
+    from compression.zstd import ZstdError as _ZstdError
+    from compression.zstd import open as _zstd_open
+else:
+    from backports.zstd import CompressionParameter as _Parameter
+    from backports.zstd import ZstdError as _ZstdError
+    from backports.zstd import open as _zstd_open
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kwdb_build.build.signing import Trust
+    from kwdb_build.build.store import ArtifactStore
+    from kwdb_build.console import Progress
+    from kwdb_build.model import Artifact, FileRecord
+
+SUFFIX = ".tar.zst"
+README = "README.txt"
+_OPTIONS: dict[int, int] = {_Parameter.compression_level: 10, _Parameter.checksum_flag: 1}
+_IMPORTING = ".importing-"
+_SMALL_BYTES = 256 << 20
+"""More than any manifest or bill of materials takes; larger ones are refused before they are read."""
+_MARGIN_BYTES = 8 << 20
+_CHUNK = 1 << 20
+_MIN_PARTS = 2
+_FIRST_MOMENT = 1
+"""Time of members when the build did not record its commit's: not 0, which some tools take for 'unknown'."""
+
+
+def archive_name(artifact: Artifact) -> str:
+    """Usual file name: version, architecture, beginning of the key."""
+    return f"{_top(artifact)}-{artifact.key.short}{SUFFIX}"
+
+
+def _top(artifact: Artifact) -> str:
+    return f"kwdb-{artifact.version}-linux-{architecture_of(artifact) or this_architecture()}"
+
+
+# Export ---------------------------------------------------------------------------------------------------------------
+
+
+def export(store: ArtifactStore, artifact: Artifact, target: Path, *, force: bool, progress: Progress) -> str:
+    """Write a stored build into one file; return the file's sha256.
+
+    The build is verified first. target appears complete or not at all. Errors: ArtifactError, UsageError (target is
+    there and not force), LockedError (another export writes it), SpaceError, AccessError.
+    """
+    if target.exists() and (not force or not target.is_file()):
+        raise UsageError(f"{target} is there already", hint="choose another name, or --force to replace it")
+    progress.update("verifying the stored build")
+    store.hold(artifact)
+    with _explained(target), _writing(target) as stream:
+        digest = _Hashing(stream)
+        with _zstd_open(digest, "wb", options=_OPTIONS) as packed, tarfile.open(
+            fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8"
+        ) as tar:
+            _write_members(tar, store, artifact, progress)
+    return digest.hexdigest()
+
+
+def _write_members(tar: tarfile.TarFile, store: ArtifactStore, artifact: Artifact, progress: Progress) -> None:
+    top = _top(artifact)
+    moment = int(store.details(artifact).get("source_time", _FIRST_MOMENT))
+
+    def member(name: str, mode: int) -> tarfile.TarInfo:
+        info = tarfile.TarInfo(f"{top}/{name}")
+        info.mtime, info.mode = moment, mode
+        return info
+
+    def whole(name: str, content: bytes) -> None:
+        info = member(name, 0o644)
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+
+    whole(MANIFEST, (artifact.path / MANIFEST).read_bytes())
+    whole(README, _readme(artifact).encode())
+    for name in BESIDE[1:]:
+        if (artifact.path / name).is_file():
+            whole(name, (artifact.path / name).read_bytes())
+    total = sum(entry.size for entry in artifact.files)
+    done = 0
+    for entry in artifact.files:
+        # As installed by hand: the owner may write, unlike in the store.
+        info = member(entry.path, 0o755 if entry.mode & 0o111 else 0o644)
+        if entry.link:
+            info.type, info.linkname = tarfile.SYMTYPE, entry.link
+            tar.addfile(info)
+            continue
+        info.size = entry.size
+        with (artifact.path / entry.path).open("rb") as stream:
+            tar.addfile(info, stream)
+        done += entry.size
+        progress.update("packing", done=done, total=total)
+
+
+def _readme(artifact: Artifact) -> str:
+    return (
+        f"KWDB {artifact.version} (commit {artifact.commit}), built from source by kwdb-build, "
+        f"key {artifact.key.digest}.\n"
+        "By hand: put bin/ and lib/ side by side, start bin/kwbase; both belong together, never mix two versions.\n"
+        "With kwdb-build: kwdb-build artifact import FILE. Digests: manifest.json; origin: provenance.json.\n"
+    )
+
+
+class _Hashing(io.RawIOBase):
+    """A file that also hashes what is written to it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._digest = hashlib.sha256()
+
+    def writable(self) -> bool:
+        """As asked by io."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Hash and pass on."""
+        self._digest.update(data)
+        return self._stream.write(data)
+
+    def hexdigest(self) -> str:
+        """Of all that was written."""
+        return self._digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _writing(target: Path) -> Iterator[IO[bytes]]:
+    """A file that takes target's name at the end, durable; what a killed export left is overwritten by the next."""
+    partial = target.with_name(f".{target.name}.part")
+    with partial.open("ab") as stream:
+        try:
+            fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LockedError(f"another export writes {target}", hint="wait for it, or choose another name") from error
+        stream.truncate(0)
+        try:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+            partial.replace(target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    fsync_directory(target.parent)
+
+
+@contextlib.contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise SpaceError(
+                f"{target} could not be written: {error.strerror}", hint="free space there, or choose another place"
+            ) from error
+        raise AccessError(f"{target} could not be written: {error.strerror or error}") from error
+
+
+# Import ---------------------------------------------------------------------------------------------------------------
+
+
+def import_archive(
+    store: ArtifactStore, path: Path, *, trust: Trust, foreign: bool, progress: Progress
+) -> tuple[Artifact, bool]:
+    """Add the build in a file that export() wrote; return it, and whether it is new here.
+
+    Everything is verified before the build becomes visible: every file against the manifest, the key, provenance, bill
+    of materials, and the signature when trust names somebody. Errors: UsageError (no such file, another architecture
+    and not foreign), ArtifactError (damaged, or not what it says), SignatureError, SpaceError.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}")
+    store.root.mkdir(parents=True, exist_ok=True)
+    with scratch_directory(store.root, _IMPORTING) as temporary:
+        with _explained_damage(path, store.root), path.open("rb") as stream, _zstd_open(stream, "rb") as packed:
+            limited = _Limited(packed, _SMALL_BYTES)
+            with tarfile.open(fileobj=limited, mode="r|", encoding="utf-8") as tar:
+                incoming = _Incoming(tar, temporary, path)
+                artifact = incoming.begin(foreign=foreign)
+                limited.allowed += sum(entry.size for entry in artifact.files) + _SMALL_BYTES
+                incoming.unpack(artifact, progress)
+            while limited.read(_CHUNK):  # to the end, where the checksum of the whole file stands
+                pass
+        progress.update("verifying")
+        require(artifact, inspect(artifact, trust), hint=f"{path} is damaged or was changed: get it anew")
+        try:
+            new = store.obtain(artifact.key) is None
+        except ArtifactError as error:
+            progress.note(f"the stored build of this key is replaced: {error.message}; {error.hint}")
+            new = True
+        return store.publish(temporary, artifact.key, artifact.files), new
+
+
+class _Incoming:
+    """An archive that is read once, from its beginning to its end, into an empty directory."""
+
+    def __init__(self, tar: tarfile.TarFile, into: Path, path: Path) -> None:
+        self._tar = tar
+        self._into = into
+        self._path = path
+        self._top = ""
+
+    def begin(self, *, foreign: bool) -> Artifact:
+        """Read the manifest and decide whether to go on."""
+        first = self._tar.next()
+        if first is None or not first.name.endswith(f"/{MANIFEST}") or first.name.count("/") != 1:
+            raise _damaged(self._path, "it does not begin with a manifest: no archive of kwdb-build")
+        self._top = first.name.removesuffix(MANIFEST)
+        content = self._content(first)
+        try:
+            artifact = parse_manifest(json.loads(content), self._into)
+        except ArtifactError as error:
+            raise _damaged(self._path, f"its manifest is not readable: {error.context}") from error
+        if not all(_harmless(entry) for entry in artifact.files):
+            raise _damaged(self._path, "its manifest names a path outside of bin/ and lib/, or a strange mode")
+        architecture = architecture_of(artifact)
+        if architecture not in {"", this_architecture()} and not foreign:
+            raise UsageError(
+                f"{self._path.name} holds a build for {architecture}, this machine is {this_architecture()}",
+                hint="it cannot run here; --foreign stores it nevertheless, to hand it on",
+            )
+        require_space(self._into, sum(entry.size for entry in artifact.files) + _MARGIN_BYTES, "imported build")
+        self._keep(MANIFEST, content)
+        return artifact
+
+    def unpack(self, artifact: Artifact, progress: Progress) -> None:
+        """Take every file that the manifest names, and nothing else."""
+        wanted = {entry.path: entry for entry in artifact.files}
+        total, done = sum(entry.size for entry in artifact.files), 0
+        seen: set[str] = set()
+        while (info := self._tar.next()) is not None:
+            name = info.name.removeprefix(self._top)
+            if not info.name.startswith(self._top) or name in seen:
+                raise _damaged(self._path, f"it has a member that is not expected: {info.name!r}")
+            seen.add(name)
+            if name in wanted:
+                self._take(info, wanted[name])
+                done += info.size
+                progress.update("unpacking", done=done, total=total)
+            elif name in BESIDE[1:]:
+                self._keep(name, self._content(info))
+            elif name == README:
+                self._content(info)
+            else:
+                raise _damaged(self._path, f"it has a member that the manifest does not name: {info.name!r}")
+        if missing := sorted(wanted.keys() - seen):
+            raise _damaged(self._path, f"it lacks {', '.join(missing[:5])}")
+
+    def _content(self, info: tarfile.TarInfo) -> bytes:
+        stream = self._tar.extractfile(info) if _plain(info) else None
+        if stream is None or info.size > _SMALL_BYTES:
+            raise _damaged(self._path, f"{info.name} is no small plain file")
+        return stream.read()
+
+    def _keep(self, name: str, content: bytes) -> None:
+        write_atomic(self._into / name, content, mode=0o444)
+
+    def _take(self, info: tarfile.TarInfo, entry: FileRecord) -> None:
+        target = self._into / entry.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if entry.link:
+            if not info.issym() or info.linkname != entry.link:
+                raise _damaged(self._path, f"{entry.path} is not the symlink that the manifest names")
+            target.symlink_to(entry.link)
+            return
+        stream = self._tar.extractfile(info) if _plain(info) and info.size == entry.size else None
+        if stream is None:
+            raise _damaged(self._path, f"{entry.path} is not the file of {entry.size} bytes that the manifest names")
+        with target.open("xb") as writer:
+            while chunk := stream.read(_CHUNK):
+                writer.write(chunk)
+            writer.flush()
+            os.fchmod(writer.fileno(), entry.mode)
+            os.fsync(writer.fileno())
+
+
+def _plain(info: tarfile.TarInfo) -> bool:
+    return info.isreg() and not info.issparse()
+
+
+def _harmless(entry: FileRecord) -> bool:
+    """Whether a manifest's entry stays below bin/ or lib/, links included, and has a mode that the store gives."""
+    path = PurePosixPath(entry.path)
+    if path.parts[:1] not in {(name,) for name in DIRECTORIES} or ".." in path.parts or len(path.parts) < _MIN_PARTS:
+        return False
+    if str(path) != entry.path or entry.size < 0:
+        return False
+    if entry.link:
+        target = os.path.normpath(path.parent / entry.link)
+        return not entry.link.startswith("/") and target.split("/")[0] in DIRECTORIES
+    return entry.mode in {0o444, 0o555}
+
+
+class _Limited(io.RawIOBase):
+    """A stream that gives at most `allowed` bytes: a small file must not unpack to a full disk, or full memory."""
+
+    def __init__(self, stream: Any, allowed: int) -> None:
+        self._stream = stream
+        self.allowed = allowed
+
+    def readable(self) -> bool:
+        """As asked by io."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes; ValueError when there are more than allowed."""
+        data: bytes = self._stream.read(size)
+        self.allowed -= len(data)
+        if self.allowed < 0:
+            msg = "it holds more than its manifest says"
+            raise ValueError(msg)
+        return data
+
+
+def _damaged(path: Path, why: str) -> ArtifactError:
+    return ArtifactError(
+        f"{path} cannot be imported", context=why, hint="get it anew, and compare its sha256 with that of its origin"
+    )
+
+
+@contextlib.contextmanager
+def _explained_damage(path: Path, root: Path) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, EOFError, ValueError, _ZstdError, UnicodeError, RecursionError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise SpaceError(
+                f"{path} could not be unpacked: {error.strerror}", hint=f"free space on the file system of {root}"
+            ) from error
+        raise AccessError(f"{path} could not be unpacked: {error.strerror or error}") from error

@@ -1,0 +1,69 @@
+"""What a draining server still waits for: its clients, and its own last words.
+
+The HTTP port is gone a moment after SIGTERM and new SQL clients are refused (recordings), so that the connections are
+counted where the kernel keeps them, and the rest is read in the server's log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from typing import TYPE_CHECKING
+
+from kwdb_build.server import logs
+
+if TYPE_CHECKING:
+    from kwdb_build.model import Deployment
+
+_EVERY_S = 1.0
+_LOG_HEAD = re.compile(r"^[IWEF]\d{6} \S+ +\d+ +\S+:\d+ +(?:\[\S*\] +)?")
+_WORTH = re.compile(r"drain|quiesc|shut|lease|waiting", re.IGNORECASE)
+_LONGEST = 80
+
+
+class Drain:
+    """One drain under way. words() is cheap enough to be asked at each tick."""
+
+    def __init__(self, deployment: Deployment, moment: logs.Mark) -> None:
+        self._deployment = deployment
+        self._moment = moment
+        self._words = ""
+        self._asked = float("-inf")
+
+    def words(self) -> str:
+        """Such as '3 client connections open; initiating graceful shutdown of server'; '' when nothing is known."""
+        if time.monotonic() - self._asked >= _EVERY_S:
+            self._asked = time.monotonic()
+            clients = connections(self._deployment.pid, self._deployment.sql.port)
+            told = last_line(logs.since(self._moment))
+            self._words = "; ".join(filter(None, [count_in_words(clients), told]))
+        return self._words
+
+
+def connections(pid: int, port: int) -> int | None:
+    """Established connections of clients to a server's SQL port; None when this user may not know."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return sum(
+            one.status == psutil.CONN_ESTABLISHED and bool(one.laddr) and one.laddr.port == port
+            for one in psutil.Process(pid).net_connections(kind="tcp")
+        )
+    return None
+
+
+def count_in_words(clients: int | None) -> str:
+    """3 -> '3 client connections open'; nothing for None."""
+    if clients is None:
+        return ""
+    return f"{clients or 'no'} client connection{'' if clients == 1 else 's'} open"
+
+
+def last_line(text: str) -> str:
+    """The last line of a log that is about the drain, without its time and place."""
+    for line in reversed(text.splitlines()):
+        said = _LOG_HEAD.sub("", line).strip()
+        if _WORTH.search(said):
+            return said[:_LONGEST]
+    return ""
