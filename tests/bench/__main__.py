@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from kwdb_build.console import Console
-from tests.bench import downtime
+from tests.bench import downtime, fetching
 from tests.bench.builds import Bench
 from tests.bench.figures import COLUMNS, Figure, paired, single
 from tests.integration.tool import Tool, share_builds
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
             home=home, store=place / "store", repositories=make_repositories(home / "bench-repositories"),
             console=console,
         )
-        figures = [*_builds(bench, options), *_server(bench, place, options), *_cost()]
+        figures = [*_builds(bench, options), *_server(bench, place, options), *_source(bench, place), *_cost()]
         _release(place)
     document = {
         "schema": 1, "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "python": platform.python_version(),
@@ -114,6 +114,11 @@ def _server(bench: Bench, place: Path, options: argparse.Namespace) -> list[Figu
         single("peak memory of the tool", samples.tool_mib, "MiB", aim=80.0, note="its own process, over an upgrade"),
         single("peak memory of the verification", samples.verification_mib, "MiB", aim=None, note="a pytest of its own"),
     ]
+
+
+def _source(bench: Bench, place: Path) -> list[Figure]:
+    with bench.console.step(4, 4, "fetches, against the commands of the README"):
+        return fetching.measure(place / "fetching", bench.console)
 
 
 def _cost(times: int = 10) -> list[Figure]:
