@@ -123,7 +123,8 @@ class Mirror:
         clear_leftovers(path, self.client.progress)
         if not (path / RECORD).exists():
             self._write(path, {"url": redact(self.url)})
-        os.utime(path / RECORD)
+        with contextlib.suppress(OSError):
+            os.utime(path / RECORD)  # `cache list` tells when it was last used
 
     def _sound(self, path: Path) -> bool:
         """Whether there is a cache that can be trusted: what every pack's checksum says is looked at once a run."""
@@ -213,7 +214,7 @@ class Mirror:
         if is_full_commit(ref) and self.has_commit(path, ref.lower()):
             return Target(kind="commit", name=ref.lower(), commit=ref.lower())
         if self.sources.offline:
-            return self._cached(path, ref)
+            return self.cached_target(path, ref)
         pinned: list[Target] = []
         try:
             return self.sources.each(self.ways, lambda source: self._resolve_at(source, path, ref, pinned))
@@ -227,6 +228,7 @@ class Mirror:
             raise unknown_reference(ref, refs, url=self.url)
         if source is not self.ways[0] and target is not None:
             self._require_agreement(source, path, ref, target, pinned)
+            self.client.progress.note(f"{ref} is {target.commit[:12]} according to {redact(source.address)}")
         target = pinned[0] if pinned else target
         if target is None:
             raise unknown_reference(ref, refs, url=self.url)
@@ -248,6 +250,11 @@ class Mirror:
     ) -> None:
         """A mirror may stand in for the first host only with the same commit: the one named by it, or known from it."""
         known = pinned[0] if pinned else None
+        if known is None and target.kind == "ref":
+            raise SourceError(
+                f"{redact(source.address)} is not asked for {ref!r}: each host counts its own pull requests",
+                hint="try again when the first host answers, or name the commit",
+            )
         if known is None and target.kind == "tag":
             before = self.cached_refs(path).tags.get(target.name, "")
             known = Target(kind="tag", name=target.name, commit=before) if before else None
@@ -259,7 +266,8 @@ class Mirror:
                 hint=f"look into it before you trust that mirror; the commit itself can be named: {known.commit}",
             )
 
-    def _cached(self, path: Path, ref: str) -> Target:
+    def cached_target(self, path: Path, ref: str) -> Target:
+        """What ref means without asking anybody; MissingError when that is not known or its commit is not here."""
         refs = self.cached_refs(path)
         target = choose(ref, refs, url=self.url) if refs.names or ref != LATEST else None
         name = pull_request_ref(ref)

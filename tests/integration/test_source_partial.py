@@ -9,6 +9,7 @@ import pytest
 
 from kwdb_build.errors import SourceError, UnreachableSourceError
 from kwdb_build.source import mirror as mirror_module
+from kwdb_build.source.fetch import SourceRequest
 from kwdb_build.source.inspect import copy_tree
 from kwdb_build.source.reference import Redirect
 from tests.unit.source.gitserver import http_server
@@ -172,3 +173,27 @@ def test_progress_tells_bytes_and_each_transfer(machine: Machine, served: tuple[
     assert any("main repository" in text for text in texts)
     assert any("kwbase/vendor" in text for text in texts)
     assert any("KiB" in text or " B" in text for text in texts), texts
+
+
+def test_a_patch_on_top_of_a_tree_that_lacks_the_tests(
+    machine: Machine, served: tuple[str, Behaviour], tmp_path: Path
+) -> None:
+    """Reading, patching and copying such a tree needs none of the files that were left out."""
+    from kwdb_build.source.gather import SourceChoice, gather
+    from kwdb_build.source.patches import keep, read_patches
+
+    base, behaviour = served
+    patch = tmp_path / "mine.patch"
+    patch.write_text("--- a/kwbase/new.go\n+++ b/kwbase/new.go\n@@ -1 +1,2 @@\n package main\n+// mine\n")
+    tree = machine.fetch("master", redirects=to(base))
+    requests = len(behaviour.requests)
+    choice = SourceChoice(patches=keep(read_patches((str(patch),)), machine.home))
+    patched = gather(
+        SourceRequest(url=f"{HOST}kwdb.git", ref=tree.commit, redirects=to(base)), choice, home=machine.home,
+        progress=machine.said, log=machine.log,
+    )
+    assert (patched.path / "kwbase/new.go").read_text().endswith("// mine\n")
+    assert not (patched.path / "qa").exists()
+    copied = copy_tree(patched, tmp_path / "gopath")
+    assert git(copied.path, *DESCRIBE).startswith(str(tree.version).removesuffix("-dirty"))
+    assert len(behaviour.requests) == requests

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kwdb_build.errors import SourceError, UnknownReferenceError, UnreachableSourceError
+from kwdb_build.source.fetch import SourceRequest
 from kwdb_build.source.mirror import MissingError
+from kwdb_build.source.preview import preview
 from kwdb_build.source.profiles import Policy, Profile
 from kwdb_build.source.reference import Redirect
 from tests.ports import free_port
@@ -174,6 +177,19 @@ def test_pull_requests_over_the_git_protocol(machine: Machine, upstream: Upstrea
     assert tree.commit == upstream.commits["V1.0.0"]
 
 
+def test_another_hosts_pull_request_of_the_same_number_is_another_one(
+    machine: Machine, upstream: Upstream, other: Path
+) -> None:
+    dead = f"http://127.0.0.1:{free_port()}/"
+    git(other / "kwdb.git", "update-ref", "refs/pull/1/head", upstream.commits["V1.0.0"])
+    with pytest.raises(SourceError):
+        machine.fetch("pr/1", profiles=places(first=dead, second=f"{other}/"))
+    assert any("each host counts its own pull requests" in note for note in machine.said.notes)
+    assert machine.checkouts == []
+    assert machine.fetch("latest", profiles=places(first=dead, second=f"{other}/")).commit == upstream.commits["V1.1.0"]
+    assert any(f"according to {other}/kwdb.git" in note for note in machine.said.notes)
+
+
 # --------------------------------------------------------------------------- offline
 
 
@@ -210,6 +226,24 @@ def test_offline_names_everything_that_is_missing_before_anything_starts(
     assert (len(behaviour.requests), machine.checkouts) == (requests, before)
     with pytest.raises(MissingError, match=r"'V7\.0\.0'"):
         machine.fetch("V7.0.0", redirects=to, offline=True)
+
+
+def test_a_plan_offline_asks_nobody_either(
+    machine: Machine, upstream: Upstream, served: tuple[str, Behaviour]
+) -> None:
+    base, behaviour = served
+    request = SourceRequest(
+        url=f"{HOST}kwdb.git", ref="V1.0.0", redirects=(Redirect(prefix=HOST, replacement=base),), offline=True
+    )
+    with pytest.raises(MissingError):
+        preview(request, home=machine.home)
+    assert not machine.home.exists()
+    tree = machine.fetch("V1.0.0", redirects=request.redirects)
+    requests = len(behaviour.requests)
+    assert preview(request, home=machine.home).tree == tree
+    assert len(behaviour.requests) == requests
+    assert preview(replace(request, offline=False), home=machine.home).commit == tree.commit
+    assert len(behaviour.requests) > requests
 
 
 # --------------------------------------------------------------------------- README's way
