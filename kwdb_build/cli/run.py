@@ -24,6 +24,10 @@ _WAITS = (
 _GATE = (
     click.option("--allow-same", is_flag=True, help="Allow a patched build of the version that runs."),
     click.option("--no-backup", is_flag=True, help="Make no backup: a rollback then has no data to go back to."),
+    click.option("--drop-flag", "drop_flags", multiple=True, metavar="NAME",
+                 help="Start the new version without this flag of the captured command. Repeatable."),
+    click.option("--add-flag", "add_flags", multiple=True, metavar="--NAME=VALUE",
+                 help="Start the new version with this flag as well. Repeatable."),
     click.option("--no-trial", is_flag=True, help="Do not try the new version on an empty store before the stop."),
     *_WAITS,
     click.option("--sql-user", help="SQL user of the checks (default: root)."),
@@ -46,6 +50,7 @@ def _request(settings: Settings, ref: str, options: dict[str, Any], *, keep: boo
         ref=ref, choice=choice, url=settings.url, redirects=settings.redirect, pid=options["pid"],
         store=store.absolute() if store else None, listen=options["listen"], allow_same=options["allow_same"],
         no_backup=options["no_backup"], no_trial=options["no_trial"],
+        drop_flags=options["drop_flags"], add_flags=options["add_flags"],
         settings=to_json(settings.model_dump(mode="json", exclude={"home"})),
     )
 

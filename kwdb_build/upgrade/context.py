@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from kwdb_build.files import load_json
 from kwdb_build.model import Artifact, Deployment, NodeIdentity, SourceTree
-from kwdb_build.server import saved
+from kwdb_build.server import saved, startflags
 from kwdb_build.sql import Login
 from kwdb_build.upgrade.workshop import Workshop
 from kwdb_build.verify import baseline as baselines
@@ -40,6 +41,11 @@ class Context:
     def deployment(self) -> Deployment:
         """The server as captured before anything changed."""
         return saved.load(self.run.deployment)
+
+    @property
+    def renewed(self) -> Deployment:
+        """The server as the new version is started: the captured one, but for flags that a person changed."""
+        return renewed(self.deployment, self.request)
 
     @cached_property
     def tree(self) -> SourceTree:
@@ -83,3 +89,11 @@ class Context:
     def backup_dir(self) -> Path:
         """Where this run's copy of the data is."""
         return self.run.path / "backup"
+
+
+def renewed(deployment: Deployment, request: UpgradeRequest) -> Deployment:
+    """The deployment with the flags of its start command changed as asked for. Errors: UsageError."""
+    if not request.drop_flags and not request.add_flags:
+        return deployment
+    argv = startflags.edited(deployment.start.argv, drop=request.drop_flags, add=request.add_flags)
+    return dataclasses.replace(deployment, start=dataclasses.replace(deployment.start, argv=argv))

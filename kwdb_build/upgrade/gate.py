@@ -72,6 +72,17 @@ def require_supported_deployment(deployment: Deployment) -> None:
         )
 
 
+def require_own_command(wanted: Deployment, captured: Deployment) -> None:
+    """RefusedError when flags are to be changed and somebody else gives them; the stores must stay the same."""
+    if wanted.start.argv == captured.start.argv:
+        return
+    if captured.supervisor != "none":
+        raise RefusedError(
+            f"--drop-flag and --add-flag cannot change a command that {captured.supervisor} gives",
+            hint="change the command there (a unit's ExecStart=, a script), without restarting; then upgrade",
+        )
+
+
 def _is_text(name: str) -> bool:
     try:
         name.encode()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kwdb_build.files import human_bytes
 from kwdb_build.model import Verdict
 from kwdb_build.upgrade import gate
+from kwdb_build.upgrade.context import renewed
 
 if TYPE_CHECKING:
     from kwdb_build.config import Settings
@@ -73,7 +74,7 @@ def _before_the_stop(
                reason="the build is already stored" if artifact else "build image against what the tree asks for"),
         Action(step="build", action="reuse" if artifact else "run",
                reason="the build is already stored" if artifact else "no stored build has this key yet"),
-        Action(step="validate", action="run", reason=_validated(settings, deployment, tree)),
+        Action(step="validate", action="run", reason=_validated(settings, renewed(deployment, request), tree)),
         Action(step="trial", action="skip" if request.no_trial else "run",
                reason="--no-trial" if request.no_trial else "the new version with this command on a scratch store"),
         Action(step="stage", action="run",
@@ -106,7 +107,7 @@ def _the_restart(request: UpgradeRequest, settings: Settings, deployment: Deploy
                reason=f"SIGTERM to pid {deployment.pid}, wait up to {settings.stop_timeout_s:g} s for its drain"),
         Action(step="backup", action=backup, reason=f"copy what changed, verify all: {size}"),
         Action(step="switch", action="run", reason=f"rename the new files over {targets}"),
-        Action(step="start", action="run", reason=command_line(deployment.start)),
+        Action(step="start", action="run", reason=command_line(renewed(deployment, request).start)),
         Action(step="verify", action="run", reason="suite against the baseline; any failure rolls back"),
         Action(step="keep", action="run", reason="backup and old files stay in the run's directory"),
     )

@@ -31,6 +31,8 @@ class UpgradeRequest:
     allow_same: bool = False
     no_backup: bool = False
     no_trial: bool = False
+    drop_flags: tuple[str, ...] = ()
+    add_flags: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
 
 

@@ -87,7 +87,7 @@ def start_server(context: Context, *, label: str) -> Any:
     from kwdb_build.verify import logs
 
     _await_free_ports(context)
-    deployment = context.deployment
+    deployment = context.renewed if label == "new" else context.deployment
     _note(context, context.run.log_mark, logs.mark_logs([server_log(context).parent]))
     started = start.start(
         deployment.start, log_dir=context.run.logs, stdio=context.held.get("stdio"), notify=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import ssl
 import tempfile
 import time
@@ -20,6 +21,7 @@ from kwdb_build.server import discover, proc
 from tests.integration.certs import certificates
 from tests.integration.tool import Tool
 from tests.minikwdb.instance import ORDERS, READINGS, Instance
+from tests.ports import free_port
 
 MakeServer = Callable[..., Instance]
 ROWS = (ORDERS, READINGS)
@@ -194,3 +196,53 @@ def test_a_path_that_is_gone_is_found_out_before_the_stop(tool: Tool, make_serve
     assert answer.code == ExitCode.REFUSED, answer.err
     assert f"make the directory {tmp_path / 'pids'}" in answer.err
     untouched(server, pid)
+
+
+def test_a_flag_is_changed_for_the_new_version_only(tool: Tool, make_server: MakeServer, tmp_path: Path) -> None:
+    server = make_server("V1.0.0", flags=["--locality=region=a", "--upgrade-complete"], background=False)
+    changes = ["--drop-flag", "locality", "--drop-flag", "upgrade-complete", "--add-flag", "--cache=64MiB"]
+    planned = tool("plan", "V1.1.0", "--store", str(server.store), *changes)
+    assert planned.code == ExitCode.OK, planned.err
+    assert "--cache=64MiB" in planned.out
+    assert "--locality" not in planned.out
+    wrong = tool.upgrade(server, "V1.1.0", "--drop-flag", "attrs")
+    assert wrong.code == ExitCode.USAGE
+    assert tool.upgrade(server, "V1.1.0", "--add-flag", "--no-such=1").code == ExitCode.REFUSED
+    answer = tool.upgrade(server, "V1.1.0", *changes)
+    assert answer.code == ExitCode.OK, answer.err
+
+    def flags() -> list[str]:
+        pid = server.pid()
+        assert pid is not None
+        return list(proc.parse_cmdline(proc.read_bytes(pid, "cmdline")))[-3:]
+
+    assert flags()[-1] == "--cache=64MiB"
+    assert not any("locality" in word for word in flags())
+    assert tool("rollback", "-y").code == ExitCode.OK
+    assert flags()[1:] == ["--locality=region=a", "--upgrade-complete"]
+
+
+@pytest.mark.parametrize("join", [True, False])
+def test_trouble_after_the_stop_ends_with_the_old_server(tool: Tool, make_server: MakeServer, join: bool) -> None:
+    """A node that does not answer is a word only; a port that is taken meanwhile leads back to the old version."""
+    server = make_server("V1.0.0")
+    if join:
+        server.stop()
+        server.verb, server.flags = "start", ["--join=127.0.0.1:1", f"--brpc-addr=127.0.0.1:{free_port()}"]
+        server.start()
+        answer = tool.upgrade(server, "V1.1.0")
+        assert answer.code == ExitCode.OK, answer.err
+        assert "nobody answers at 127.0.0.1:1" in answer.err
+        return
+    running = tool.begin("upgrade", "V1.1.0", "--store", str(server.store), "-y", KWDB_BUILD_FAILPOINT="start:hold")
+    tool.await_intent("start")
+    with socket.create_server(("127.0.0.1", server.sql_port)) as thief:
+        deadline = time.monotonic() + PATIENCE_S
+        while not any(one["step"] == "start" and one["event"] == "failed" for one in tool.journal()):
+            assert time.monotonic() < deadline, running.communicate()
+            time.sleep(0.05)
+        thief.close()
+        _, err = running.communicate(timeout=120)
+    assert running.returncode == ExitCode.ROLLED_BACK, err
+    assert "is taken by someone else" in err
+    assert server.counts() == ROWS

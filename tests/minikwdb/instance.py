@@ -32,6 +32,7 @@ class Instance:
     root: Path
     store_name: str = "store"
     program: str = "./kwbase"
+    verb: str = "start-single-node"
     prefix: tuple[str, ...] = ()
     sql_port: int = field(default_factory=free_port)
     http_port: int = field(default_factory=free_port)
@@ -60,7 +61,7 @@ class Instance:
         flags = [
             *self.prefix,
             self.program,
-            "start-single-node",
+            self.verb,
             f"--certs-dir={self.certs}" if self.certs else "--insecure",
             f"--listen-addr=127.0.0.1:{self.sql_port}",
             f"--http-addr=127.0.0.1:{self.http_port}",

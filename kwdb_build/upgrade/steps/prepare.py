@@ -8,6 +8,7 @@ from kwdb_build.errors import AccessError, ArtifactError, RefusedError, SpaceErr
 from kwdb_build.files import free_bytes, human_bytes
 from kwdb_build.model import Verdict
 from kwdb_build.upgrade import gate, service
+from kwdb_build.upgrade.context import renewed
 from kwdb_build.upgrade.lock import hold_stores
 from kwdb_build.upgrade.steps.base import Step
 from kwdb_build.upgrade.workshop import fetched, require_missing_nothing, summary
@@ -39,6 +40,7 @@ class Capture(Step):
         found = discover.choose(discover.find_servers(), selector)
         deployment = capture.capture(found.pid)
         gate.require_supported_deployment(deployment)
+        gate.require_own_command(renewed(deployment, request), deployment)
         context.held["exit_stack"].enter_context(hold_stores(tuple(store.path for store in deployment.stores)))
         saved.save(deployment, context.run.deployment)
         context.__dict__.pop("deployment", None)

@@ -31,7 +31,7 @@ class Validate(Step):
         """Refuse what would not come up; tell what may surprise."""
         from kwdb_build.server import capture, validate
 
-        deployment = context.deployment
+        deployment = context.renewed
         rows = validate.check(
             deployment, known=flags_of(context.artifact, deployment.start.command),
             known_before=capture.flags_known(deployment), user=context.settings.sql_user,
@@ -65,7 +65,7 @@ class Trial(Step):
             context.console.update("skipped: --no-trial")
             return {"skipped": "--no-trial"}
         passed = trial.run(
-            context.deployment, context.artifact, known=flags_of(context.artifact, "start-single-node"),
+            context.renewed, context.artifact, known=flags_of(context.artifact, "start-single-node"),
             record=context.run.trial, log_dir=context.run.logs / "trial",
             timeout_s=context.settings.start_timeout_s, progress=context.console,
         )
