@@ -83,13 +83,15 @@ def build(
         run.check_version()
         progress.update("storing the build")
         identity = engine.image_id(image) or image
+        info = engine.info()
         invocation = provenance.Invocation(
-            id=f"urn:uuid:{uuid.uuid4()}", began=started, ended=time.time(), engine=engine.info(), image=identity
+            id=f"urn:uuid:{uuid.uuid4()}", began=started, ended=time.time(), engine=info, image=identity
         )
         return store.add(
             key, run.installed, version=tree.version, commit=tree.commit, built_s=time.monotonic() - began,
             details={
-                "image": identity, "toolchain": toolchain.name, "source": to_json(tree),
+                "engine": f"{info.kind} {info.version}", "image": identity, "toolchain": toolchain.name,
+                "source": to_json(tree),
                 "source_time": tree.commit_time, **details,
             },
             attest=lambda files: provenance.documents(key, tree, toolchain, options, files, invocation),

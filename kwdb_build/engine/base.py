@@ -5,12 +5,13 @@ The Docker engine is engine/docker.py; others (a sandbox without a daemon) imple
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
+    from collections.abc import Callable
 
 HOSTNAME = "kwdb-build"
 """The same in every run: a host name in a build's output would make two builds differ."""

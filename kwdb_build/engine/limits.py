@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from kwdb_build.engine.owner import owner, owner_lives
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 CGROUPS = Path("/sys/fs/cgroup")
 _PREFIX = "kwdb-build."
@@ -177,9 +177,3 @@ def _decoded(text: str) -> str:
     with contextlib.suppress(ValueError):
         return bytes.fromhex(text).decode("utf-8", "replace")
     return ""
-
-
-def available(names: Sequence[str], *, root: Path = CGROUPS) -> dict[str, bool]:
-    """Which controllers hold a whole run here; for people."""
-    found = controllers(root, Path("/proc/self/cgroup").read_text(encoding="utf-8"))
-    return {name: name in found and os.access(found[name], os.W_OK) for name in names}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kwdb_build.errors import EngineError
 from kwdb_build.files import human_bytes
 from kwdb_build.model import Verdict
 from kwdb_build.upgrade import gate
@@ -73,7 +74,8 @@ def _before_the_stop(
         Action(step="check", action="skip" if artifact else "run",
                reason="the build is already stored" if artifact else "build image against what the tree asks for"),
         Action(step="build", action="reuse" if artifact else "run",
-               reason="the build is already stored" if artifact else "no stored build has this key yet"),
+               reason="the build is already stored" if artifact
+               else f"no stored build has this key yet: {_engine_in_words(settings)}"),
         Action(step="validate", action="run", reason=_validated(settings, renewed(deployment, request), tree)),
         Action(step="trial", action="skip" if request.no_trial else "run",
                reason="--no-trial" if request.no_trial else "the new version with this command on a scratch store"),
@@ -81,6 +83,19 @@ def _before_the_stop(
                reason="keep the old files, write the new ones beside them under temporary names"),
         Action(step="baseline", action="run", reason=f"count and checksum every table at {deployment.sql}"),
     )
+
+
+def _engine_in_words(settings: Settings) -> str:
+    """Where it would be built; a plan also tells that it could not be."""
+    from kwdb_build.engine.choose import choose, named
+
+    try:
+        with choose(
+            settings.engine, docker_host=settings.docker_host, place=settings.home / "sandbox"
+        ) as engine:
+            return f"in {named(engine.info())}"
+    except EngineError as error:
+        return f"but {error.message}"
 
 
 def _source_in_words(request: UpgradeRequest, commit: str, tree: SourceTree | None) -> str:

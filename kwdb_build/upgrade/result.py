@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,7 @@ class RunResult:
     submodules: dict[str, str] = field(default_factory=dict)
     source: tuple[str, ...] = ()
     build_key: str = ""
+    engine: str = ""
     began: float = 0.0
     ended: float = 0.0
     downtime_s: float = -1.0
@@ -151,6 +153,8 @@ def _versions(context: Context) -> dict[str, Any]:
         }
     if run.artifact.exists():
         found["build_key"] = context.artifact.key.digest
+        with contextlib.suppress(OSError):  # of a stored build that is gone since; the run tells what else it knows
+            found["engine"] = str(context.workshop.store.details(context.artifact).get("engine", ""))
     return found
 
 

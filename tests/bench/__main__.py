@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from kwdb_build.console import Console
-from tests.bench import downtime, fetching
+from tests.bench import downtime, engines, fetching
 from tests.bench.builds import Bench
 from tests.bench.figures import COLUMNS, Figure, paired, single
 from tests.integration.tool import Tool, share_builds
@@ -81,6 +81,7 @@ def _builds(bench: Bench, options: argparse.Namespace) -> list[Figure]:
         for ref in (OLD, NEW):
             bench.ready(ref)
         figures.append(single("look-up of a built key", bench.look_up(NEW, 5), "s", aim=1.0))
+        figures += engines.measure(bench, NEW)
     return figures
 
 

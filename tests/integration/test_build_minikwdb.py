@@ -19,6 +19,7 @@ from kwdb_build.build.host import glibc_floor, host_facts, host_supports
 from kwdb_build.build.store import ArtifactStore
 from kwdb_build.config import Settings
 from kwdb_build.console import Progress
+from kwdb_build.engine.choose import choose
 from kwdb_build.errors import ArtifactError, BuildError
 from kwdb_build.model import Artifact, BuildOptions, SourceTree, Toolchain, Verdict
 from kwdb_build.source.fetch import SourceRequest, fetch
@@ -26,6 +27,7 @@ from kwdb_build.source.reference import Redirect
 from kwdb_build.toolchain.check import check
 from kwdb_build.toolchain.probe import probe_image
 from kwdb_build.toolchain.requirements import Phase, read_requirements
+from tests.integration.sandboxes import NoPodmanError, podman_service
 from tests.minikwdb.repositories import MiniRepositories
 
 if TYPE_CHECKING:
@@ -130,6 +132,46 @@ def test_libraries_are_found_beside_the_binary(first: tuple[SourceTree, Artifact
     assert read_elf(artifact.kwbase).runpath[0] == "$ORIGIN/../lib"
     recorded = ArtifactStore(home / "store").details(artifact)
     assert recorded["runpath_dropped"], "KWDB's link names the build directory first"
+
+
+def test_the_sandbox_gives_the_same_bytes(
+    first: tuple[SourceTree, Artifact], engine: DockerEngine, toolchain: Toolchain, home: Path, tmp_path: Path
+) -> None:
+    """The container engine's image, carried over; the same key, built without a daemon."""
+    same_bytes(first, engine, toolchain, home, tmp_path, kind="sandbox", docker_host="")
+
+
+@pytest.mark.slow
+def test_podman_gives_the_same_bytes(
+    first: tuple[SourceTree, Artifact], engine: DockerEngine, toolchain: Toolchain, home: Path, tmp_path: Path
+) -> None:
+    try:
+        with podman_service() as address:
+            same_bytes(first, engine, toolchain, home, tmp_path, kind="podman", docker_host=address)
+    except NoPodmanError as error:
+        pytest.skip(str(error))
+
+
+def same_bytes(
+    first: tuple[SourceTree, Artifact], engine: DockerEngine, toolchain: Toolchain, home: Path, place: Path, *,
+    kind: str, docker_host: str,
+) -> None:
+    tree, there = first
+    carried = place / "image.tar"
+    engine.export_image(toolchain.image_tag, carried)
+    with choose(kind, docker_host=docker_host, place=place / "sandbox") as other:
+        assert other.load_image(carried).tag == toolchain.image_tag
+        carried.unlink()
+        here = runner.build(
+            tree, toolchain=toolchain, image=toolchain.image_tag, options=BuildOptions(jobs=2), engine=other,
+            store=ArtifactStore(place / "store"), work_dir=place / "work", log=place / "build.log", progress=Progress(),
+            settings=Settings(home=place),
+        )
+        assert other.info().kind == kind
+    assert here.key == there.key
+    assert here.files == there.files, "every path, mode, size and sha256"
+    assert ArtifactStore(place / "store").details(here)["engine"].startswith(f"{kind} ")
+    assert ArtifactStore(home / "store").details(there)["engine"].startswith(engine.kind)
 
 
 def test_a_second_build_is_a_look_up(

@@ -17,7 +17,7 @@ PASSED = {"name": "Version", "verdict": "ok", "required": "V1.0.0", "found": "V1
 def result(**changes: object) -> RunResult:
     base = RunResult(
         run="0007-20261122T113658Z", outcome="upgraded", exit_code=0, old_version="V1.0.0", new_version="V1.1.0",
-        ref="V1.1.0", commit="a" * 40, submodules={"kwbase/vendor": "b" * 40}, build_key="c" * 64, began=1.8e9,
+        ref="V1.1.0", commit="a" * 40, submodules={"kwbase/vendor": "b" * 40}, build_key="c" * 64, engine="sandbox 0.8.0", began=1.8e9,
         ended=1.8e9 + 60, downtime_s=0.79, downtime_parts={"stop": 0.5, "backup": 0.1, "switch": 0.0, "start": 0.19},
         steps=(
             StepTime(step="build", phase="apply", event="done", seconds=50.0),
