@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from kwdb_build.console import Progress
     from kwdb_build.model import SourceTree
+    from kwdb_build.source.reference import Target
 
 _OLDEST_GIT = (2, 31)
 """First git that reads settings from GIT_CONFIG_COUNT."""
@@ -116,20 +117,15 @@ class _Fetch:
         began = time.monotonic()
         with full_disk_said(self.home, "fetching", log=self.client.log):
             _require_git(self.client, self.home)
+            board = Board(self.progress)
             mirror = Mirror(
                 url=self.url, home=self.home, client=self.client, sources=self.sources,
-                lock_timeout_s=self.lock_timeout_s, name="main repository",
+                lock_timeout_s=self.lock_timeout_s,
             )
-            try:
-                with mirror.locked() as cache:
-                    target = mirror.resolve(cache, self.request.ref)
-                    mirror.remember(cache, target)
-                    signed = require_signed(self.client, cache, target, self.request.signature)
-            except MissingError as error:
-                raise missing_error([error.message]) from error
+            target, signed = self._resolve(mirror, board)
             submodules = SubmoduleFetcher(
                 client=self.client, home=self.home, main_url=self.url, lock_timeout_s=self.lock_timeout_s,
-                sources=self.sources, board=Board(self.progress), remote=self.request.remote_submodules,
+                sources=self.sources, board=board, remote=self.request.remote_submodules,
             )
             tree = Checkout(
                 commit=target.commit, ref=self.request.ref, url=self.url, home=self.home, mirror=mirror,
@@ -141,6 +137,20 @@ class _Fetch:
             self.progress.note(f"fetched {human_bytes(self.sources.fetched_bytes)} in {seconds:.1f} s")
         self.progress.update(f"{tree.version} at {tree.commit[:12]}, {len(tree.submodules)} submodules")
         return replace(tree, signature=signed)
+
+    def _resolve(self, mirror: Mirror, board: Board) -> tuple[Target, str]:
+        """What the reference means, with its history in the cache, and who signed it."""
+        channel = board.open("")
+        try:
+            seen = replace(mirror, client=replace(self.client, progress=channel))
+            with seen.locked() as cache:
+                target = seen.resolve(cache, self.request.ref)
+                seen.remember(cache, target)
+                return target, require_signed(self.client, cache, target, self.request.signature)
+        except MissingError as error:
+            raise missing_error([error.message]) from error
+        finally:
+            channel.close()
 
     def set_damaged_aside(self) -> bool:
         """Look at the caches that were used; move damaged ones away. Whether there was one."""

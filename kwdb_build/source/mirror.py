@@ -66,14 +66,13 @@ class MissingError(SourceError):
 
 @dataclass(frozen=True, kw_only=True)
 class Mirror:
-    """The cache of `url` (without password). sources knows the ways to it; name is how people know it."""
+    """The cache of `url` (without password). sources knows the ways to it."""
 
     url: str
     home: Path
     client: GitClient
     sources: Sources = field(default_factory=Sources)
     lock_timeout_s: float = LOCK_TIMEOUT_S
-    name: str = ""
     _said: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @property

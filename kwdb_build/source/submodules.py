@@ -166,7 +166,7 @@ class SubmoduleFetcher:
             client.progress.note(f"taken from {source}, beside the source given")
         mirror = Mirror(
             url=str(source or url), home=self.home, client=client, sources=self.sources,
-            lock_timeout_s=self.lock_timeout_s, name=shown,
+            lock_timeout_s=self.lock_timeout_s,
         )
         with mirror.locked() as cache:
             commit = self._tip(mirror, pin) if self.remote else pin.commit

@@ -73,21 +73,23 @@ class Board:
             text = f"{name}: {state.text}" if name else state.text
         else:
             text = ", ".join(
-                f"{name} {100 * state.done / state.total:.0f} %" if state.total else name
+                f"{name.rpartition('/')[2]} {100 * state.done / state.total:.0f} %" if state.total else name
                 for name, state in self._states.items()
             )
         size = sum(state.size_bytes for state in self._states.values())
         speed = sum(state.speed for state in self._states.values() if state.done < state.total)
         left = [seconds for state in self._states.values() if (seconds := state.left_s(now)) is not None]
-        self._progress.update(text + figures(size, speed, max(left) if left and size else None), done=done, total=total)
+        # Figures first: a narrow terminal cuts the end of the line.
+        words = [*figures(size, speed, max(left) if left and size else None), text]
+        self._progress.update(", ".join(words), done=done, total=total)
 
 
-def figures(size_bytes: float, speed: float, left_s: float | None) -> str:
-    """`, 26.0 MiB, 5.2 MiB/s, 12 s left`; what is not known is left out."""
+def figures(size_bytes: float, speed: float, left_s: float | None) -> list[str]:
+    """`26.0 MiB`, `5.2 MiB/s`, `12 s left`; what is not known is left out."""
     parts = [human_bytes(size_bytes)] if size_bytes else []
     parts += [f"{human_bytes(speed)}/s"] if speed else []
     parts += [f"{left_s:.0f} s left"] if left_s else []
-    return "".join(f", {part}" for part in parts)
+    return parts
 
 
 class Channel(Progress):

@@ -34,31 +34,31 @@ def test_one_transfer_and_then_two_in_one_line() -> None:
     main.update("receiving objects", done=0, total=100, size_bytes=0, speed=0)
     now[0] = 10
     main.update("receiving objects", done=25, total=100, size_bytes=5 * MIB, speed=MIB / 2)
-    assert said.updates[-1] == ("main: receiving objects, 5.0 MiB, 512.0 KiB/s, 30 s left", 0.25, 1)
-    vendor = board.open("vendor")
+    assert said.updates[-1] == ("5.0 MiB, 512.0 KiB/s, 30 s left, main: receiving objects", 0.25, 1)
+    vendor = board.open("kwbase/vendor")
     vendor.update("receiving objects", done=50, total=100, size_bytes=MIB, speed=MIB)
-    assert said.updates[-1][0] == "main 25 %, vendor 50 %, 6.0 MiB, 1.5 MiB/s, 30 s left"
+    assert said.updates[-1][0] == "6.0 MiB, 1.5 MiB/s, 30 s left, main 25 %, vendor 50 %"
     assert said.updates[-1][1:] == (0.75, 2)
     main.close()
     vendor.update("receiving objects", done=100, total=100, size_bytes=2 * MIB, speed=MIB)
-    assert said.updates[-1] == ("vendor: receiving objects, 2.0 MiB", 1.0, 1)
+    assert said.updates[-1] == ("2.0 MiB, kwbase/vendor: receiving objects", 1.0, 1)
     vendor.note("taken from /x")
-    assert said.notes == ["vendor: taken from /x"]
+    assert said.notes == ["kwbase/vendor: taken from /x"]
 
 
 def test_requests_of_a_larger_whole_count_on() -> None:
     said = Notes()
-    channel = Board(said).open("main")
+    channel = Board(said, clock=lambda: 0.0).open("main")
     channel.within(1500, 3000, 10 * MIB)
     channel.update("receiving objects", done=750, total=1500, size_bytes=2 * MIB)
     channel.update("resolving deltas", done=1, total=2)
     assert len(said.updates) == 1
-    assert said.updates[0][0].startswith("main: receiving objects, 12.0 MiB")
+    assert said.updates[0][0].startswith("12.0 MiB, main: receiving objects")
     assert said.updates[0][1] == 0.75
 
 
 def test_figures_that_are_not_known_are_left_out() -> None:
-    assert figures(0, 0, None) == ""
+    assert figures(0, 0, None) == []
 
 
 def test_files_of_a_tree_without_what_is_skipped() -> None:
