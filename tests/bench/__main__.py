@@ -1,6 +1,6 @@
 """`nox -s bench`: the tool against the bare alternatives, in one run, as ratios. Nothing is asserted.
 
-    python -m tests.bench [--json FILE] [--pairs N] [--builds N] [--ballast MIB]
+    python -m tests.bench [--json FILE] [--pairs N] [--builds N] [--ballast MIB] [--images]
 
 The table goes to stderr, one JSON document to stdout (or to FILE).
 """
@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 
 from kwdb_build.console import Console
-from tests.bench import downtime, engines, fetching
-from tests.bench.builds import Bench
+from tests.bench import downtime, engines, fetching, images
+from tests.bench.builds import TOOLCHAIN, Bench
 from tests.bench.figures import COLUMNS, Figure, paired, single
 from tests.integration.tool import Tool, share_builds
 from tests.minikwdb.repositories import make_repositories
@@ -43,7 +43,10 @@ def main(argv: list[str]) -> int:
             home=home, store=place / "store", repositories=make_repositories(home / "bench-repositories"),
             console=console,
         )
-        figures = [*_builds(bench, options), *_server(bench, place, options), *_source(bench, place), *_cost()]
+        figures = [
+            *_builds(bench, options), *_images(bench, options), *_server(bench, place, options),
+            *_source(bench, place), *_cost(),
+        ]
         _release(place)
     document = {
         "schema": 1, "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "python": platform.python_version(),
@@ -64,6 +67,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=5, metavar="N", help="pairs of restarts (default: 5)")
     parser.add_argument("--builds", type=int, default=2, metavar="N", help="pairs of cold builds (default: 2; 0: none)")
     parser.add_argument("--ballast", type=int, default=256, metavar="MIB", help="data for the size figure (0: none)")
+    parser.add_argument("--images", action="store_true", help="make a build image of KWDB's from nothing, too (minutes)")
     return parser.parse_args(argv)
 
 
@@ -83,6 +87,18 @@ def _builds(bench: Bench, options: argparse.Namespace) -> list[Figure]:
         figures.append(single("look-up of a built key", bench.look_up(NEW, 5), "s", aim=1.0))
         figures += engines.measure(bench, NEW)
     return figures
+
+
+def _images(bench: Bench, options: argparse.Namespace) -> list[Figure]:
+    prefix, replacement = bench.repositories.redirect
+    words = [
+        OLD, "--home", str(bench.home), "--toolchain", str(TOOLCHAIN), "--url", str(bench.repositories.main),
+        "--redirect", f"{prefix}={replacement}",
+    ]
+    bench.console.note("checks, images by their lock, sizes" + (", cold images" if options.images else ""))
+    return images.measure(
+        bench.workshop.engine, bench.settings, words, toolchain=str(TOOLCHAIN), cold=options.images
+    )
 
 
 def _server(bench: Bench, place: Path, options: argparse.Namespace) -> list[Figure]:
