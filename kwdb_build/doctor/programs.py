@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,26 +122,22 @@ def _version(path: str, argument: str) -> str:
 
 
 def engines(settings: Settings) -> Iterator[CheckResult]:
-    """Every daemon in reach, and whether a sandbox without one could work."""
+    """The engine that builds would use, every other one in reach, and the sandbox that needs none."""
     from kwdb_build.engine.address import candidate_sockets
+    from kwdb_build.engine.choose import choose, named
 
+    try:
+        info = choose(settings.engine, docker_host=settings.docker_host, place=settings.home / "sandbox").info()
+    except EngineError as error:
+        yield CheckResult(name="engine in use", verdict=Verdict.FAIL, required="Docker, Podman or bubblewrap",
+                          found=error.message, fix=error.hint, note=error.context, group="engines")
+    else:
+        yield CheckResult(name="engine in use", verdict=Verdict.OK, found=named(info), group="engines")
     addresses = [settings.docker_host or os.environ.get("DOCKER_HOST", "")]
     if not addresses[0]:
         addresses = [f"unix://{path}" for path in candidate_sockets() if _exists(path)]
-    rows = [_engine(address) for address in addresses]
-    sandbox = _sandbox()
-    usable = any(row.verdict is Verdict.OK for row in (*rows, sandbox))
-    if usable:  # one that does not work, beside one that does, keeps nobody from building
-        rows = [replace(row, verdict=Verdict.WARN) if row.verdict is Verdict.FAIL else row for row in rows]
-    if not rows:
-        rows = [CheckResult(
-            name="container engine", verdict=Verdict.SKIP if usable else Verdict.FAIL, required="Docker or Podman",
-            found="no socket of one", group="engines",
-            fix="" if usable else "apt-get install docker.io (or bubblewrap); dnf install podman and systemctl enable "
-            "--now podman.socket",
-        )]
-    yield from rows
-    yield sandbox
+    yield from (_engine(address) for address in addresses)
+    yield _sandbox(settings.home / "sandbox")
     yield _user_namespaces()
 
 
@@ -159,7 +155,7 @@ def _engine(address: str) -> CheckResult:
         with DockerEngine.connect(address) as engine:
             info = engine.info()
     except EngineError as error:
-        return CheckResult(name=f"engine at {address}", verdict=Verdict.FAIL, found=error.message, fix=error.hint,
+        return CheckResult(name=f"engine at {address}", verdict=Verdict.WARN, found=error.message, fix=error.hint,
                            note=error.context, group="engines")
     free = human_bytes(info.free_bytes) if info.free_bytes >= 0 else "an unknown amount"
     return CheckResult(
@@ -168,20 +164,18 @@ def _engine(address: str) -> CheckResult:
     )
 
 
-def _sandbox() -> CheckResult:
-    """Whether bubblewrap can make a sandbox here: tried on /bin/true."""
+def _sandbox(place: Path) -> CheckResult:
+    """Whether builds could run in a sandbox here; tried, as only that tells."""
+    from kwdb_build.engine.sandbox import SandboxEngine
+
     name, required = "sandbox", "bubblewrap, and user namespaces or root"
-    path = shutil.which("bwrap")
-    if path is None:
-        return CheckResult(name=name, verdict=Verdict.SKIP, required=required, found="bubblewrap is not here",
-                           group="engines")
     try:
-        command.run([path, "--ro-bind", "/", "/", "--unshare-all", "--proc", "/proc", "true"], timeout_s=_TIMEOUT_S)
-    except command.CommandError as error:
-        return CheckResult(name=name, verdict=Verdict.WARN, required=required, group="engines",
-                           found=(error.context or error.message).splitlines()[-1],
-                           fix="allow user namespaces (see the row of that name), or use an engine")
-    return CheckResult(name=name, verdict=Verdict.OK, required=required, found="works", group="engines")
+        info = SandboxEngine.open(place).info()
+    except EngineError as error:
+        return CheckResult(name=name, verdict=Verdict.SKIP, required=required, found=error.message, fix=error.hint,
+                           group="engines")
+    return CheckResult(name=name, verdict=Verdict.OK, required=required, found=f"works, bubblewrap {info.version}",
+                       group="engines")
 
 
 _NAMESPACES = (

@@ -76,6 +76,7 @@ def test_check_names_a_row_that_cannot_be_read(tool: Tool, tmp_path: Path) -> No
     tree = tmp_path / "kwdb"
     environment = clean_environment({"GIT_ALLOW_PROTOCOL": "file"})
     subprocess.run(["git", "clone", "-q", tool.repositories.main, tree], check=True, env=environment, capture_output=True)
+    subprocess.run(["git", "-C", tree, "checkout", "-qb", "vague"], check=True)
     readme = tree / "README.md"
     text = readme.read_text(encoding="utf-8")
     assert "| v1.16+" in text
@@ -83,8 +84,7 @@ def test_check_names_a_row_that_cannot_be_read(tool: Tool, tmp_path: Path) -> No
     subprocess.run(
         ["git", "-C", tree, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qam", "vague"], check=True
     )
-    changed = Tool(home=tool.home, docker_host=tool.docker_host, repositories=tool.repositories)
-    answer = changed("check", "HEAD", "--json", "--url", str(tree))
+    answer = tool("check", "vague", "--json", "--url", str(tree))
     assert answer.code == 0, answer.err
     row = grouped(answer.json)["image"]["Go"]
     assert (row["verdict"], row["required"]) == ("unknown", "?")
