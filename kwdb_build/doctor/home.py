@@ -34,11 +34,14 @@ def directory(home: Path) -> Iterator[CheckResult]:
         fix="" if free >= _LEAST_BYTES else "free space there, or choose another place with --home",
     )
     kind = file_system(home)
-    remote = kind.startswith(_NETWORK)
+    fix = ""
+    if kind.startswith(_NETWORK):
+        fix = "locks and renames are not safe on it: choose a local place with --home"
+    elif kind in {"tmpfs", "ramfs"}:
+        fix = "backups would vanish with a restart of the machine: choose a place on a disk with --home"
     yield CheckResult(
-        name="file system", verdict=Verdict.WARN if remote else Verdict.OK if kind else Verdict.UNKNOWN, group="home",
-        required="a local one", found=kind or "not found out", where=str(home),
-        fix="locks and renames are not safe on it: choose a local place with --home" if remote else "",
+        name="file system", verdict=Verdict.WARN if fix else Verdict.OK if kind else Verdict.UNKNOWN, group="home",
+        required="on a local disk", found=kind or "not found out", where=str(home), fix=fix,
     )
 
 

@@ -6,9 +6,10 @@ names the lock, so that an image can only ever stand for the lock that it was ma
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
-from kwdb_build.errors import DependencyError
+from kwdb_build.errors import AccessError, DependencyError, SpaceError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,12 +20,16 @@ if TYPE_CHECKING:
 
 
 def export(toolchain: Toolchain, path: Path, *, engine: Engine) -> StoredImage:
-    """Write a toolchain's image, which the engine must have; DependencyError when the file cannot be written."""
+    """Write a toolchain's image, which the engine must have; the file appears only when it is whole.
+
+    Errors: SpaceError, AccessError or UsageError when it cannot be written there, EngineError.
+    """
     try:
         return engine.export_image(toolchain.image_tag, path)
     except OSError as error:
-        raise DependencyError(
-            f"the image cannot be written to {path}: {error.strerror}", hint="choose another place with more room"
+        kind = {errno.ENOSPC: SpaceError, errno.EDQUOT: SpaceError, errno.EACCES: AccessError, errno.EPERM: AccessError}
+        raise kind.get(error.errno or 0, UsageError)(
+            f"the image cannot be written to {path}: {error.strerror}", hint="choose another place"
         ) from error
 
 

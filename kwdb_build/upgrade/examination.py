@@ -36,7 +36,7 @@ def examine_host(
     if unknown_server:
         rows.append(CheckResult(name="server", verdict=Verdict.UNKNOWN, found=unknown_server, group="server"))
     if deployment is not None:
-        rows += _grouped("server", _server(deployment))
+        rows += examine_server(deployment)
     elif not unknown_server:
         in_use = machine.ports_in_use(tuple(_PORTS))
         rows += _grouped("machine", checks.check_ports(in_use, _PORTS))
@@ -82,6 +82,11 @@ def _machine(tree: SourceTree, settings: Settings, deployment: Deployment | None
         *checks.check_kernel(facts, nofile=limits.get("nofile"), memlock=limits.get("memlock")),
         checks.check_clock(facts.clock),
     ))
+
+
+def examine_server(deployment: Deployment) -> list[CheckResult]:
+    """File systems of a server's stores, and its certificates: what a restart would stumble over."""
+    return _grouped("server", _server(deployment))
 
 
 def _server(deployment: Deployment) -> Iterable[CheckResult]:

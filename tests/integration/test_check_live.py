@@ -120,11 +120,12 @@ def test_an_image_is_carried_to_a_machine_without_network(engine: DockerEngine, 
         assert "no toolchain here has the lock" in stranger.stderr
     finally:
         engine.remove_image(toolchain.image_tag)
+    nowhere = run("toolchain", "import", str(tmp_path / "none.tar"), *where, home=home)
+    assert nowhere.returncode == 5
     carried.write_bytes(carried.read_bytes()[:-5000])
     refused = run("toolchain", "import", str(carried), *where, home=home)
     assert refused.returncode == 6
     assert engine.image_id(toolchain.image_tag) is None
-    assert run("toolchain", "import", str(tmp_path / "none.tar"), *where, home=home).returncode == 5
 
 
 def test_what_a_toolchain_holds(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from kwdb_build.upgrade.steps.base import Step
 from kwdb_build.upgrade.workshop import fetched, require_missing_nothing, summary
 
 if TYPE_CHECKING:
-    from kwdb_build.model import SourceTree
+    from collections.abc import Sequence
+
+    from kwdb_build.model import CheckResult, SourceTree
     from kwdb_build.upgrade.context import Context
 
 
@@ -187,8 +189,14 @@ class Check(Step):
         return context.run.checks.exists() and context.run.artifact.exists()
 
     def apply(self, context: Context) -> dict[str, Any]:
-        """Skip for a stored build; otherwise make the image and compare each row."""
+        """Skip for a stored build; otherwise make the image and compare each row.
+
+        What a restart of the server would stumble over is told in any case; it runs, so that stops nothing.
+        """
+        from kwdb_build.upgrade.examination import examine_server
+
         workshop, tree = context.workshop, context.tree
+        _tell(context, examine_server(context.deployment))
         if workshop.look_up(tree) is not None:
             context.console.update("not needed: this build is already stored")
             context.run.save(context.run.checks, [])
@@ -196,11 +204,15 @@ class Check(Step):
         rows = workshop.check(tree)
         context.run.save(context.run.checks, rows)
         require_missing_nothing(rows, workshop.log("check"))
-        for row in rows:
-            if row.verdict in {Verdict.WARN, Verdict.UNKNOWN}:
-                context.console.note(f"  {row.verdict}: {row.name}: {row.required} wanted, {row.found}", style="yellow")
+        _tell(context, rows)
         context.console.update(summary(rows))
         return {"rows": len(rows), "verdicts": summary(rows)}
+
+
+def _tell(context: Context, rows: Sequence[CheckResult]) -> None:
+    for row in rows:
+        if row.verdict in {Verdict.WARN, Verdict.UNKNOWN, Verdict.FAIL}:
+            context.console.note(f"  {row.verdict}: {row.name}: {row.required} wanted, {row.found}", style="yellow")
 
 
 class Build(Step):
