@@ -329,3 +329,38 @@ def on_terminal(argv: Sequence[str], *, env: Mapping[str, str], fds: Sequence[in
         )
     except OSError as error:
         raise CommandError(f"cannot run {argv[0]}: {error.strerror}", context=quote(argv)) from error
+
+
+def run_logged(argv: Sequence[str], *, log: Path, timeout_s: float) -> None:
+    """Run a command that may leave a server behind: its outputs are the log file itself, and no pipe of ours.
+
+    A pipe would end with us and take along the server that inherited it. Errors: CommandError, with the last lines of
+    the log, when it is missing, fails, or does not end in time (then it is ended).
+    """
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as sink:
+        begin = sink.tell()
+        sink.write(f"$ {quote(argv)}\n".encode(errors="surrogateescape"))
+        sink.flush()
+        try:
+            process = subprocess.Popen(
+                list(argv), stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True
+            )
+        except OSError as error:
+            raise CommandError(f"cannot run {argv[0]}: {error.strerror}", context=quote(argv), log=log) from error
+    try:
+        code = process.wait(timeout_s)
+    except subprocess.TimeoutExpired as error:
+        end_group(process)
+        raise CommandError(
+            f"{argv[0]} did not end within {timeout_s:g} s", context=quote(argv), log=log
+        ) from error
+    except BaseException:
+        end_group(process)
+        raise
+    if code != 0:
+        with log.open("rb") as stream:
+            stream.seek(begin)
+            said = stream.read().decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
+        done = Completed(argv=tuple(argv), returncode=code, stdout="", stderr="")
+        raise CommandError(describe(done), context="\n".join(said), log=log)

@@ -84,6 +84,8 @@ class Settings(BaseModel):
     stop_timeout_s: float = Field(600, gt=0, description="how long the old server may drain before we ask or give up")
     force_stop_after_s: float = Field(0, ge=0, description="SIGKILL a server that drains longer; 0: never")
     start_timeout_s: float = Field(300, gt=0, description="how long a server may take to become ready")
+    stop_cmd: str = Field("", description="command that stops the server, for supervisors that are not supported")
+    start_cmd: str = Field("", description="command that starts it again; both are run without a shell")
     settle_s: float = Field(5, ge=0, description="pause before the second look at a started server")
     sql_user: str = Field("root", description="SQL user for the checks")
     sql_password_file: Path | None = Field(None, description="file with that user's password")

@@ -43,6 +43,7 @@ TOOLCHAIN = Path(__file__).parent / "minikwdb" / "toolchain"
 ONE_WORKER = frozenset({
     "tests/integration/test_build_minikwdb.py", "tests/integration/test_image_minikwdb.py",
     "tests/integration/test_engine_every.py",
+    "tests/integration/test_server_systemd.py",
 })
 
 

@@ -46,6 +46,10 @@ _SERVER = (
     click.option("--store", type=_PATH, help="The server with this store directory."),
     click.option("--listen-addr", "listen", help="The server that listens here, such as 127.0.0.1:26257."),
 )
+_COMMANDS = (
+    click.option("--stop-cmd", metavar="COMMAND", help="Stop the server by this command (no shell), and wait for it."),
+    click.option("--start-cmd", metavar="COMMAND", help="Start it by this command, which must end when that is begun."),
+)
 _BUILD = (
     click.option("--toolchain", help="Toolchain name or folder (default: the one that serves the fetched version)."),
     click.option("--engine", type=click.Choice(["docker", "podman", "sandbox"]),
@@ -71,6 +75,7 @@ def stack(options: tuple[Callable[[Any], Any], ...]) -> Callable[[Any], Any]:
 common = stack(_COMMON)
 source = stack((*_SOURCE, *_ORIGIN))
 server = stack(_SERVER)
+commands = stack(_COMMANDS)
 building = stack(_BUILD)
 
 

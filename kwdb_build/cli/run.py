@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kwdb_build.cli.options import building, common, server, source, stack, verb
+from kwdb_build.cli.options import building, commands, common, server, source, stack, verb
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,6 +60,7 @@ def _request(settings: Settings, ref: str, options: dict[str, Any], *, keep: boo
 @source
 @server
 @building
+@commands
 @_gate_options
 @click.option("--dry-run", "-n", is_flag=True, help="Print the plan with its reasons; write nothing.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before the restart.")
@@ -95,6 +96,7 @@ def upgrade(console: Console, settings: Settings, *, ref: str, dry_run: bool, ye
 @source
 @server
 @building
+@commands
 @_gate_options
 @common
 @verb

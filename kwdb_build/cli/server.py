@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kwdb_build.cli.options import common, verb
+from kwdb_build.cli.options import commands, common, verb
 from kwdb_build.cli.options import server as server_options
 
 if TYPE_CHECKING:
@@ -141,14 +141,16 @@ def _facts(console: Console, deployment: Deployment, settings: Settings) -> None
 @server_options
 @click.option("--capture", "capture_file", type=click.Path(path_type=Path),
               help="A server that is down: start it from this file (of `capture -o`, or written by hand as .toml).")
+@commands
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @common
 @verb
 def restart(console: Console, settings: Settings, *, pid: int | None, store: Path | None, listen: str | None,
-            capture_file: Path | None, yes: bool) -> int:
+            capture_file: Path | None, yes: bool, **commands: str | None) -> int:
     """Stop a running kwbase and start it with the same command; or start one that is down (--capture)."""
     from kwdb_build.upgrade import restart as restarting
 
+    del commands  # settings, by now
     if capture_file is None:
         result = restarting.restart(_captured(pid, store, listen), settings, console, assume_yes=yes)
     else:

@@ -9,32 +9,53 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kwdb_build import command
-from kwdb_build.errors import KwdbBuildError, RefusedError, ServerNotFoundError, UsageError
+from kwdb_build.errors import AccessError, KwdbBuildError, RefusedError, ServerNotFoundError, UsageError
 from kwdb_build.server import proc, startflags
+from kwdb_build.server.unit import Unit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from kwdb_build.server.startflags import StartFlags
 
 SERVER_NAME = "kwbase"
 TRIAL_PREFIX = "kwdb-build-trial-"
 """Directories of trials of a new version, which are ours and nobody's server."""
 ENGINE_LIBRARY = "libkwdbts2.so"
-_CONTAINER_CGROUP = re.compile(r"docker|containerd|kubepods|libpod|/lxc[./]|machine\.slice|crio", re.IGNORECASE)
+_CONTAINER_CGROUPS = (
+    ("kubernetes", re.compile(r"kubepods.*?(?P<id>[0-9a-f]{32,64})?(?:\.scope)?(?:/|$)")),
+    ("podman", re.compile(r"libpod(?:_pod)?-(?P<id>[0-9a-f]{12,64})")),
+    ("docker", re.compile(r"docker[-/](?P<id>[0-9a-f]{12,64})")),
+    ("containerd", re.compile(r"(?:containerd|crio)[-/:](?P<id>[0-9a-f]{12,64})")),
+    ("lxc", re.compile(r"/lxc(?:\.payload)?[./](?P<id>[^/]+)")),
+    ("nspawn", re.compile(r"machine\.slice/(?:machine-|systemd-nspawn@)?(?P<id>[^/]+)")),
+)
+_SHORT_ID = 12
 _SERVICE = re.compile(r"^[^/]+\.service$")
 _HOSTS_OF_STRANGERS = re.compile(
     r"^(user@\d+|sshd?(@.*)?|crond?|atd|docker|containerd|dbus|gitlab-runner|podman)\.service$"
 )
 """Services below which people's own processes live: being in their cgroup does not mean being supervised."""
+_USER_MANAGER = re.compile(r"/user@(?P<uid>\d+)\.service/")
+_SUPERVISORS = {
+    "supervisord": "supervisord", "runsv": "runit", "s6-supervise": "s6", "supervise": "daemontools",
+    "supervise-daemo": "openrc", "circusd": "circus", "monit": "monit",
+}
+"""Names of processes (as the kernel cuts them, 15 characters) that start their children again -> who that is."""
 _SYSTEMCTL_TIMEOUT_S = 10.0
+_START_WORD = b"\0start"
+_ENOUGH = 1 << 14
+_LISTEN = "0A"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """A running kwbase server.
 
-    stores are absolute (empty when they cannot be known), listen is 'host:port' as its flags say. readable is False
-    for another user's process that only root or that user may capture.
+    command is its mode (start-single-node …). stores are absolute (empty when they cannot be known), listen and http
+    are 'host:port' as its flags say, uptime_s is -1 where unknown. place says where else than directly on this machine
+    it runs ('container docker 3f2a…', 'chroot /srv/jail'), container is whether it does. readable is False for another
+    user's process that only root or that user may capture. version is '' until somebody asked for it.
     """
 
     pid: int
@@ -46,13 +67,18 @@ class Found:
     container: bool
     supervisor: str
     readable: bool = True
+    http: str = ""
+    secure: bool = False
+    uptime_s: float = -1
+    place: str = ""
+    version: str = ""
 
     def describe(self) -> str:
         """One line for people."""
         stores = ", ".join(str(path) for path in self.stores) or "unknown"
         marks = [word for word, on in (
-            ("in a container", self.container), (self.supervisor, self.supervisor != "none"),
-            ("not readable for this user", not self.readable),
+            (f"in a {self.place}" if self.place else "in a container", self.container),
+            (self.supervisor, self.supervisor != "none"), ("not readable for this user", not self.readable),
         ) if on]
         text = f"pid {self.pid} ({self.user}): {self.command}, listens on {self.listen or 'unknown'}, store {stores}"
         return f"{text} [{'; '.join(marks)}]" if marks else text
@@ -78,15 +104,36 @@ class Selector:
 
 def find_servers() -> tuple[Found, ...]:
     """All kwbase servers that this user can see, lowest pid first; processes that end meanwhile are left out."""
-    import psutil
-
     found = []
-    for pid in sorted(psutil.pids()):
+    for pid in candidates():
         with contextlib.suppress(ServerNotFoundError, OSError):
             server = _look_at(pid)
             if server is not None:
                 found.append(server)
     return tuple(found)
+
+
+def candidates() -> tuple[int, ...]:
+    """Processes with a word in their command line that could be a start command, lowest pid first.
+
+    This is asked of every process of the machine, so it is one read each and nothing else.
+    """
+    found = []
+    for name in os.listdir(proc.PROC):  # noqa: PTH208 thousands of them: no objects
+        if not name.isdecimal():
+            continue
+        try:
+            fd = os.open(f"/proc/{name}/cmdline", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            if _START_WORD in os.read(fd, _ENOUGH):
+                found.append(int(name))
+        except OSError:
+            continue
+        finally:
+            os.close(fd)
+    return tuple(sorted(found))
 
 
 def _look_at(pid: int) -> Found | None:
@@ -99,24 +146,48 @@ def _look_at(pid: int) -> Found | None:
     if startflags.split(argv)[1].get("background", ("false",))[-1] == "true":
         return None  # the parent that waits for its background child to be ready; the child is the server
     status = proc.read_status(pid)
-    stores, listen = _from_flags(pid, argv)
+    flags, stores = _flags(pid, argv)
     if stores and all(store.parent.name.startswith(TRIAL_PREFIX) for store in stores):
         return None
+    place = place_of(pid)
     return Found(
-        pid=pid, command=startflags.split(argv)[0], user=proc.user_name(status.uid), stores=stores, listen=listen,
-        executable=executable or argv[0], container=in_container(pid), supervisor=supervisor_of(pid),
+        pid=pid, command=startflags.split(argv)[0], user=proc.user_name(status.uid), stores=stores,
+        listen=str(flags.listen) if flags else "", http=str(flags.http) if flags else "",
+        secure=flags is not None and not flags.insecure, uptime_s=_uptime(pid), executable=executable or argv[0],
+        container=bool(place), place=place, supervisor="none" if place else supervisor_of(pid),
         readable=bool(executable) and os.access(proc.PROC / str(pid) / "environ", os.R_OK) and _can_read_cwd(pid),
     )
 
 
+def _uptime(pid: int) -> float:
+    stat = proc.read_stat(pid)
+    return round(proc.now() - proc.started_at(stat), 1) if stat else -1
+
+
 def _is_kwbase(pid: int, argv: tuple[str, ...], executable: str) -> bool:
+    """By its name, by the engine that it maps (a renamed binary), or by its port where neither may be read."""
     names = {startflags.base_name(argv[0]), startflags.base_name(executable.removesuffix(proc.DELETED))}
     if SERVER_NAME in names:
         return True
-    # A renamed binary is recognised by the engine that it maps.
-    with contextlib.suppress(KwdbBuildError):
+    try:
         return bool(proc.mapped_libraries(pid, (ENGINE_LIBRARY,)))
-    return False
+    except AccessError:
+        flags, _ = _flags(pid, argv)
+        return flags is not None and flags.listen.port in _listened_ports()
+    except KwdbBuildError:
+        return False
+
+
+def _listened_ports() -> frozenset[int]:
+    """TCP ports that somebody of this network namespace listens on."""
+    ports = set()
+    for name in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for line in (proc.PROC / "self/net" / name).read_text(encoding="ascii").splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == _LISTEN:
+                    ports.add(int(fields[1].rpartition(":")[2], 16))
+    return frozenset(ports)
 
 
 def _readable_link(pid: int, name: str) -> str:
@@ -129,37 +200,51 @@ def _can_read_cwd(pid: int) -> bool:
     return bool(_readable_link(pid, "cwd"))
 
 
-def _from_flags(pid: int, argv: tuple[str, ...]) -> tuple[tuple[Path, ...], str]:
-    """Stores and listen address as far as they can be known; a relative store needs the working directory."""
+def _flags(pid: int, argv: tuple[str, ...]) -> tuple[StartFlags | None, tuple[Path, ...]]:
+    """Flags and stores as far as they can be known; a relative store needs the working directory."""
     cwd = _readable_link(pid, "cwd")
     try:
         flags = startflags.parse(argv, cwd=cwd or "/", environ={})
     except UsageError:
-        return (), ""
-    listen = str(flags.listen)
+        return None, ()
     if cwd:
-        return startflags.store_paths(flags), listen
+        return flags, startflags.store_paths(flags)
     given = flags.values.get("store", ()) + flags.values.get("ts-store", ())
     absolute = [startflags.parse_store(value, cwd="").path for value in given]
-    return tuple(Path(path) for path in absolute if path.startswith("/")), listen
+    return flags, tuple(Path(path) for path in absolute if path.startswith("/"))
 
 
-def in_container(pid: int) -> bool:
-    """Whether the process sees other processes or other files than we do.
+def place_of(pid: int) -> str:
+    """Where a process runs that sees other processes or other files than we do; '' when it is here.
 
-    A systemd service may have a mount namespace of its own (PrivateTmp=) and is still no container. Where the
-    namespaces cannot be read (another user's process) the names of its cgroups decide.
+    A systemd service may have a mount namespace of its own (PrivateTmp=) and is still here. Where the namespaces
+    cannot be read (another user's process) the names of its cgroups decide.
     """
     groups = proc.parse_cgroup((proc.PROC / str(pid) / "cgroup").read_text(encoding="utf-8", errors="replace"))
-    marked = any(_CONTAINER_CGROUP.search(group) for group in groups)
+    own = proc.parse_cgroup((proc.PROC / "self/cgroup").read_text(encoding="utf-8", errors="replace"))
+    container = container_of(groups)
+    if container == container_of(own):
+        container = ""  # the one that we are in ourselves
     theirs = {name: _readable_link(pid, f"ns/{name}") for name in ("pid", "mnt")}
     if not all(theirs.values()):
-        own = proc.parse_cgroup((proc.PROC / "self/cgroup").read_text(encoding="utf-8", errors="replace"))
-        return marked and groups != own
+        return container
     ours = {name: str((proc.PROC / "self/ns" / name).readlink()) for name in theirs}
-    if theirs["pid"] != ours["pid"] or _readable_link(pid, "root") not in {"/", ""}:
-        return True
-    return theirs["mnt"] != ours["mnt"] and (marked or not any(unit_of(group) for group in groups))
+    if theirs["pid"] != ours["pid"]:
+        return container or "container (process namespace of its own)"
+    if (root := _readable_link(pid, "root")) not in {"/", ""}:
+        return container or f"chroot {root}"
+    if theirs["mnt"] != ours["mnt"] and (container or not any(unit_of(group) for group in groups)):
+        return container or "mount namespace of its own"
+    return ""
+
+
+def container_of(groups: Iterable[str]) -> str:
+    """What the names of its control groups tell of a container: 'container docker 3f2a…', '' for none."""
+    for group in groups:
+        for kind, pattern in _CONTAINER_CGROUPS:
+            if match := pattern.search(group):
+                return f"container {kind} {(match['id'] or '')[:_SHORT_ID]}".rstrip()
+    return ""
 
 
 def unit_of(cgroup: str) -> str:
@@ -169,27 +254,30 @@ def unit_of(cgroup: str) -> str:
 
 
 def supervisor_of(pid: int) -> str:
-    """'systemd:<unit>' when a unit owns the process, else 'none'.
+    """Who starts the process again: 'systemd:<unit>', 'systemd-user:<uid>:<unit>', 'supervisord', 'runit' or 'none'.
 
-    The unit's main process must be this one or one of its ancestors: a server started by hand from within some
-    service is merely accounted to it. When systemd does not answer, the cgroup alone decides.
+    A unit's main process must be this one or one of its ancestors: a server started by hand from within some service
+    is merely accounted to it. When systemd does not answer, the cgroup alone decides.
     """
+    ancestors = proc.ancestors(pid)
+    for parent in ancestors[:2]:
+        with contextlib.suppress(OSError):
+            if known := _SUPERVISORS.get(proc.read_status(parent).name):
+                return known
     groups = proc.parse_cgroup((proc.PROC / str(pid) / "cgroup").read_text(encoding="utf-8", errors="replace"))
-    unit = next(filter(None, (unit_of(group) for group in groups)), "")
-    if not unit:
-        return "none"
-    main = _main_pid(unit)
-    if main is None or main == pid or (main > 0 and main in proc.ancestors(pid)):
-        return f"systemd:{unit}"
+    for group in groups:
+        if name := unit_of(group):
+            user = _USER_MANAGER.search(group)
+            unit = Unit(name=name, uid=int(user["uid"]) if user else None)
+            main = _main_pid(unit)
+            return str(unit) if main is None or main == pid or (main > 0 and main in ancestors) else "none"
     return "none"
 
 
-def _main_pid(unit: str) -> int | None:
+def _main_pid(unit: Unit) -> int | None:
     """MainPID of a unit; 0 when it has none, None when systemd cannot tell."""
     try:
-        answer = command.run(
-            ["systemctl", "show", "--property=MainPID,LoadState", "--", unit], timeout_s=_SYSTEMCTL_TIMEOUT_S
-        )
+        answer = unit.call("show", "--property=MainPID,LoadState", "--", unit.name, timeout_s=_SYSTEMCTL_TIMEOUT_S)
     except KwdbBuildError:
         return None
     return parse_main_pid(answer.stdout)
@@ -225,7 +313,8 @@ def choose(found: Iterable[Found], selector: Selector) -> Found:
         )
     if matching[0].container:
         raise RefusedError(
-            f"the server with pid {matching[0].pid} runs in a container, which is not supported yet",
+            f"the server with pid {matching[0].pid} runs in a {matching[0].place or 'container'}, which is not "
+            "supported yet",
             context=matching[0].describe(), hint="only servers that run directly on this machine can be upgraded",
         )
     return matching[0]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+DRAINING = "initiating graceful shutdown of server"
 DRAINED = "server drained and shutdown completed"
 COMPLETED = "node startup completed:"
 BANNER_START = "KWDB node starting at"

@@ -232,6 +232,11 @@ def started_at(stat: Stat) -> float:
     return boot_number() + stat.start_ticks / os.sysconf("SC_CLK_TCK")
 
 
+def now() -> float:
+    """This moment, as started_at() numbers the starts of processes."""
+    return boot_number() + time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def start_time(pid: int) -> float:
     """The start of pid as started_at() numbers it; ServerNotFoundError when there is no such process."""
     stat = read_stat(pid)

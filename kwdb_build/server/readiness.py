@@ -169,7 +169,7 @@ class _Waiting:
     def _died(self, code: int | None) -> StartError:
         how = f"exit code {code}" if code is not None and code >= 0 else f"signal {-code}" if code else "no exit code"
         return StartError(
-            f"the server ended before it was ready ({how})", context=last_words(self.started),
+            f"the server ended before it was ready ({how})", context=self.started.last_words(),
             hint="its last lines above say why", log=self._log(),
         )
 
@@ -177,18 +177,13 @@ class _Waiting:
         return StartError(
             f"gave up after {self.timeout_s:g} s, still waiting until {what}",
             context="\n".join(filter(None, [f"last answer: {self.seen}" if self.seen else "",
-                                            last_words(self.started)])),
+                                            self.started.last_words()])),
             hint="look into its log; a large store may need --start-timeout", log=self._log(),
         )
 
     def _log(self) -> Path | None:
         directory = self.started.mark.logs
         return directory / "kwbase.log" if directory else self.started.stderr_log
-
-
-def last_words(started: Started) -> str:
-    """The last lines that the server has written since its start, in its log and on its outputs."""
-    return logs.tail(logs.since(started.mark))
 
 
 def check_identity(found: NodeIdentity, banner: logs.Banner | None, expect: NodeIdentity | None) -> None:

@@ -164,6 +164,10 @@ class Started:
         except ChildProcessError:
             return None if self.launched in self.processes() else 0
 
+    def last_words(self) -> str:
+        """The last lines that the server has written since, in its log and on its outputs."""
+        return logs.tail(logs.since(self.mark))
+
 
 def start(
     start: StartCommand, *, log_dir: Path, stdio: StdioHold | None = None, notify: bool = True,

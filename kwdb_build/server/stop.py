@@ -44,13 +44,16 @@ def stop(
     progress: Progress,
     ask: Callable[[], bool] | None = None,
     told_already: bool = False,
+    tell: Callable[[proc.Watch], None] | None = None,
+    kill: Callable[[proc.Watch], None] | None = None,
 ) -> StopResult:
     """SIGTERM, then wait for the end of the process and for the lock of every store.
 
     A drain may take without end, so the wait is bounded: after force_after_s (when > 0) the server is killed, as was
     agreed; else after timeout_s `ask` decides, and without one it is left alone. A server that has ended already is
     no error. told_already: SIGTERM was sent by an earlier call; kwbase takes a second one as an order to stop hard,
-    which can lose acknowledged rows, so only the waiting is done. Errors: NotStoppedError, AccessError.
+    which can lose acknowledged rows, so only the waiting is done. tell, kill: how the process is asked to stop and
+    how it is killed, by a signal of ours when not given. Errors: NotStoppedError, AccessError.
     """
     began = time.monotonic()
     stores = tuple(store.path for store in deployment.stores)
@@ -60,18 +63,26 @@ def stop(
         # The watch is pinned to the process of this moment: only then is it certain that it is the captured one.
         if proc.is_alive(deployment.pid, deployment.started_at):
             if not told_already:
-                watch.send(signal.SIGTERM)
+                (tell or _terminate)(watch)
             progress.update("asked the server to drain and stop")
             forced = _await_end(watch, began, timeout_s=timeout_s, force_after_s=force_after_s,
-                                progress=progress, ask=ask, drain=Drain(deployment, moment))
+                                progress=progress, ask=ask, kill=kill or _kill, drain=Drain(deployment, moment))
             _collect(deployment.pid)
     locks.wait_free(stores, _LOCK_GRACE_S, progress)
     drained = logs.DRAINED in logs.since(moment)
     return StopResult(seconds=time.monotonic() - began, forced=forced, drained=drained and not forced)
 
 
+def _terminate(watch: proc.Watch) -> None:
+    watch.send(signal.SIGTERM)
+
+
+def _kill(watch: proc.Watch) -> None:
+    watch.send(signal.SIGKILL)
+
+
 def _await_end(watch: proc.Watch, began: float, *, timeout_s: float, force_after_s: float, progress: Progress,
-               ask: Callable[[], bool] | None, drain: Drain) -> bool:
+               ask: Callable[[], bool] | None, kill: Callable[[proc.Watch], None], drain: Drain) -> bool:
     """Wait within the agreed bounds; True when it had to be killed."""
     limit = force_after_s if force_after_s > 0 else timeout_s
     while True:
@@ -86,7 +97,7 @@ def _await_end(watch: proc.Watch, began: float, *, timeout_s: float, force_after
     if watch.wait(0):
         return False
     progress.note(f"the server (pid {watch.pid}) did not stop within {limit:g} s: killing it, as agreed")
-    watch.send(signal.SIGKILL)
+    kill(watch)
     if not watch.wait(_AFTER_KILL_S):
         raise NotStoppedError(
             f"process {watch.pid} did not end even when killed", context="it hangs in the kernel (a disk, NFS?)",

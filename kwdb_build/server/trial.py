@@ -102,7 +102,7 @@ def _judge(trial: Deployment, started: start.Started, *, timeout_s: float, progr
         deadline = time.monotonic() + timeout_s
         while (answer := readiness.health(trial)).status != readiness.OK:
             if not started.processes() or time.monotonic() > deadline:
-                raise StartError("it did not become ready", context=f"{answer.text}\n{readiness.last_words(started)}")
+                raise StartError("it did not become ready", context=f"{answer.text}\n{started.last_words()}")
             time.sleep(_POLL_S)
         return Passed(ready_s=time.monotonic() - started.began, without_sql="certs-dir has no certificate of root")
     ready = readiness.wait_ready(
@@ -112,9 +112,9 @@ def _judge(trial: Deployment, started: start.Started, *, timeout_s: float, progr
     try:
         smoke(login)
     except SqlError as error:
-        raise StartError(error.message, context=f"{error.context}\n{readiness.last_words(started)}") from error
+        raise StartError(error.message, context=f"{error.context}\n{started.last_words()}") from error
     if not proc.is_alive(ready.pid, ready.started_at):
-        raise StartError("it died after it had answered", context=readiness.last_words(started))
+        raise StartError("it died after it had answered", context=started.last_words())
     place = trial.start.cwd.parent / "lib"
     for name, path in readiness.loaded_libraries(ready.pid).items():
         if path.parent.resolve() != place.resolve():

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from kwdb_build.files import load_json
 from kwdb_build.model import Artifact, Deployment, NodeIdentity, SourceTree
-from kwdb_build.server import saved, startflags
+from kwdb_build.server import saved, startflags, supervisor
+from kwdb_build.server.script import Commands, parse
 from kwdb_build.sql import Login
 from kwdb_build.upgrade.workshop import Workshop
 from kwdb_build.verify import baseline as baselines
@@ -46,6 +47,11 @@ class Context:
     def renewed(self) -> Deployment:
         """The server as the new version is started: the captured one, but for flags that a person changed."""
         return renewed(self.deployment, self.request)
+
+    @cached_property
+    def supervisor(self) -> supervisor.Supervisor:
+        """Who stops and starts the server."""
+        return supervisor.of(self.deployment, commands_of(self.settings, self.run.logs))
 
     @cached_property
     def tree(self) -> SourceTree:
@@ -97,3 +103,11 @@ def renewed(deployment: Deployment, request: UpgradeRequest) -> Deployment:
         return deployment
     argv = startflags.edited(deployment.start.argv, drop=request.drop_flags, add=request.add_flags)
     return dataclasses.replace(deployment, start=dataclasses.replace(deployment.start, argv=argv))
+
+
+def commands_of(settings: Settings, logs: Path) -> Commands:
+    """The user's own commands for a stop and a start, as the settings have them. Errors: UsageError."""
+    return Commands(
+        stop=parse(settings.stop_cmd, "--stop-cmd"), start=parse(settings.start_cmd, "--start-cmd"), log_dir=logs,
+        start_timeout_s=settings.start_timeout_s,
+    )

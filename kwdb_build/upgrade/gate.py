@@ -1,4 +1,4 @@
-"""Rules that say no before anything is touched. Pure: facts in, refusals out.
+"""Rules that say no before anything is touched. Facts in, refusals out.
 
 KWDB itself refuses none of this: a v3 binary starts on a v2 store without a word and reads its time series as empty.
 """
@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kwdb_build.errors import RefusedError
+from kwdb_build.server import supervisor
 
 if TYPE_CHECKING:
     from kwdb_build.model import Deployment, Version
+    from kwdb_build.server.script import Commands
 
 _EXPORT_IMPORT = (
     "deploy the new version beside the old one with an empty store, EXPORT each database, the users and the cluster "
@@ -55,7 +57,7 @@ def require_supported_version(old: Version, new: Version, *, allow_same: bool) -
         )
 
 
-def require_supported_deployment(deployment: Deployment) -> None:
+def require_supported_deployment(deployment: Deployment, commands: Commands, *, running: bool = True) -> None:
     """RefusedError for what this version of the tool cannot restart as it was started."""
     start = deployment.start
     for path in (start.cwd, start.executable, *(store.path for store in deployment.stores)):
@@ -64,21 +66,17 @@ def require_supported_deployment(deployment: Deployment) -> None:
                 f"a path of the server is no valid UTF-8: {path}", context="its name could not be written down safely",
                 hint="rename that directory and start the server from there",
             )
-    if deployment.supervisor != "none":
-        raise RefusedError(
-            f"pid {deployment.pid} is run by {deployment.supervisor}, which would fight over the restart",
-            context="so far only servers started from a shell or script are upgraded",
-            hint="stop the unit, start kwbase by hand with the same command, and upgrade that; then adapt the unit",
-        )
+    supervisor.require_supported(deployment, commands, running=running)
 
 
-def require_own_command(wanted: Deployment, captured: Deployment) -> None:
+def require_own_command(wanted: Deployment, captured: Deployment, commands: Commands) -> None:
     """RefusedError when flags are to be changed and somebody else gives them; the stores must stay the same."""
     if wanted.start.argv == captured.start.argv:
         return
-    if captured.supervisor != "none":
+    if captured.supervisor != "none" or commands.start:
+        by = "--start-cmd" if commands.start else captured.supervisor
         raise RefusedError(
-            f"--drop-flag and --add-flag cannot change a command that {captured.supervisor} gives",
+            f"--drop-flag and --add-flag cannot change a command that {by} gives",
             hint="change the command there (a unit's ExecStart=, a script), without restarting; then upgrade",
         )
 

@@ -9,7 +9,7 @@ from kwdb_build.errors import EngineError
 from kwdb_build.files import human_bytes
 from kwdb_build.model import Verdict
 from kwdb_build.upgrade import gate
-from kwdb_build.upgrade.context import renewed
+from kwdb_build.upgrade.context import commands_of, renewed
 
 if TYPE_CHECKING:
     from kwdb_build.config import Settings
@@ -43,7 +43,7 @@ def make_plan(request: UpgradeRequest, settings: Settings) -> Plan:
 
     selector = discover.Selector(pid=request.pid, store=request.store, listen=request.listen)
     deployment = capture.capture(discover.choose(discover.find_servers(), selector).pid)
-    gate.require_supported_deployment(deployment)
+    gate.require_supported_deployment(deployment, commands_of(settings, settings.home / "logs"))
     commit, tree = "", None
     if request.choice.local is None:
         source = source_request(settings, request.ref, url=request.url, redirects=request.redirects)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kwdb_build.errors import RefusedError, StartError
 from kwdb_build.model import Verdict
 from kwdb_build.upgrade import gate
+from kwdb_build.upgrade.context import commands_of
 from kwdb_build.upgrade.lock import hold_home, hold_stores
 
 if TYPE_CHECKING:
@@ -39,9 +40,10 @@ class Restarted:
 def restart(deployment: Deployment, settings: Settings, console: Console, *, assume_yes: bool) -> Restarted:
     """Stop and start; the capture is kept in a file first, so that a cut-off restart can be finished by hand."""
     from kwdb_build.files import private_directory
-    from kwdb_build.server import readiness, saved, start, stop, watch
+    from kwdb_build.server import readiness, saved, supervisor, watch
 
-    gate.require_supported_deployment(deployment)
+    commands = commands_of(settings, settings.home / "logs")
+    gate.require_supported_deployment(deployment, commands)
     _validate(deployment, settings, console, running=True)
     _confirm(f"Restart pid {deployment.pid} ({deployment.version}, {deployment.sql})?", console, assume_yes=assume_yes)
     stores = tuple(store.path for store in deployment.stores)
@@ -51,26 +53,30 @@ def restart(deployment: Deployment, settings: Settings, console: Console, *, ass
         saved.save(deployment, settings.home / "last-restart.json")
         identity = readiness.identity(login)
         series = _a_series(login)
-        stdio = start.hold_stdio(deployment)
+        keeper = supervisor.of(deployment, commands)
+        keeper.prepare()
         seen.answered_after(0.0, wait_s=_FIRST_ANSWER_S)
         began = time.time()
         with console.step(1, 3, "stop"):
-            stopped = stop.stop(
+            stopped = keeper.stop(
                 deployment, timeout_s=settings.stop_timeout_s, force_after_s=settings.force_stop_after_s,
                 progress=console,
             )
             console.update(f"{'drained' if stopped.drained else 'ended'} in {stopped.seconds:.1f} s")
-        with console.step(2, 3, "start"):
-            started = start.start(deployment.start, log_dir=logs, stdio=stdio, notify=True)
-            ready = readiness.wait_ready(
-                deployment=deployment, started=started, login=login, expect=identity,
-                timeout_s=settings.start_timeout_s, progress=console,
-            )
-            console.update(f"pid {ready.pid} answers SQL after {ready.sql_s:.1f} s")
-        result = _account(began, stopped.seconds, started.began_at, ready, seen)
-        with console.step(3, 3, "look again"):
-            _look_again(deployment, ready, login, settings, series=series)
-            console.update(_WELL)
+        try:
+            with console.step(2, 3, "start"):
+                started = keeper.start(deployment, log_dir=logs)
+                ready = readiness.wait_ready(
+                    deployment=deployment, started=started, login=login, expect=identity,
+                    timeout_s=settings.start_timeout_s, progress=console,
+                )
+                console.update(f"pid {ready.pid} answers SQL after {ready.sql_s:.1f} s")
+            result = _account(began, stopped.seconds, started.began_at, ready, seen)
+            with console.step(3, 3, "look again"):
+                _look_again(deployment, ready, login, settings, series=series)
+                console.update(_WELL)
+        finally:  # but not while it drains: its unit would get its old stop timeout back, and be killed
+            keeper.release()
         for note in started.notes:
             console.note(f"  {note}", style="yellow")
     return result
@@ -79,7 +85,7 @@ def restart(deployment: Deployment, settings: Settings, console: Console, *, ass
 def start_stopped(deployment: Deployment, settings: Settings, console: Console, *, assume_yes: bool) -> Restarted:
     """Start a server that is down from an earlier capture, and make sure that it came up on its old store."""
     from kwdb_build.files import private_directory
-    from kwdb_build.server import locks, logs, readiness, start
+    from kwdb_build.server import locks, logs, readiness, supervisor
     from kwdb_build.server.address import require_ports_free
 
     stores = tuple(store.path for store in deployment.stores)
@@ -88,14 +94,17 @@ def start_stopped(deployment: Deployment, settings: Settings, console: Console, 
         raise RefusedError(
             f"the store {store} is in use by {locks.describe(pid)}", hint="it runs already: leave out --capture"
         )
-    gate.require_supported_deployment(deployment)
+    commands = commands_of(settings, settings.home / "logs")
+    gate.require_supported_deployment(deployment, commands, running=False)
     _validate(deployment, settings, console, running=False)
     _confirm(f"Start {deployment.version} on {stores[0]} ({deployment.sql})?", console, assume_yes=assume_yes)
     login = login_of(deployment, settings)
     with hold_home(settings.home, f"start on {stores[0]}"), hold_stores(stores):
         require_ports_free((deployment.sql, deployment.http))
         with console.step(1, 2, "start"):
-            started = start.start(deployment.start, log_dir=private_directory(settings.home / "logs"), notify=True)
+            started = supervisor.of(deployment, commands).start(
+                deployment, log_dir=private_directory(settings.home / "logs")
+            )
             ready = readiness.wait_ready(
                 deployment=deployment, started=started, login=login, expect=None,
                 timeout_s=settings.start_timeout_s, progress=console,

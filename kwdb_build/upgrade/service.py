@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kwdb_build.errors import StartError
+from kwdb_build.errors import ServerNotFoundError, StartError
 from kwdb_build.files import sha256_of
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _FAILED_SERVER_STOP_S = 30.0
 _PORT_WAIT_S = 10.0
 _HEALTHY = 200
+_SOON_S = 60.0
 
 
 def holders(stores: Iterable[Path]) -> dict[Path, int]:
@@ -82,16 +83,15 @@ def start_server(context: Context, *, label: str) -> Any:
     """Start the captured command, wait until it is ready, and note who runs and when it answered."""
     import time
 
-    from kwdb_build.server import readiness, start
+    from kwdb_build.server import readiness
     from kwdb_build.server.validate import lower_limits
     from kwdb_build.verify import logs
 
     _await_free_ports(context)
     deployment = context.renewed if label == "new" else context.deployment
     _note(context, context.run.log_mark, logs.mark_logs([server_log(context).parent]))
-    started = start.start(
-        deployment.start, log_dir=context.run.logs, stdio=context.held.get("stdio"), notify=True,
-        on_launch=lambda session: note_launch(context, session),
+    started = context.supervisor.start(
+        deployment, log_dir=context.run.logs, on_launch=lambda session: note_launch(context, session)
     )
     ready = readiness.wait_ready(
         deployment=deployment, started=started, login=context.login, expect=context.identity,
@@ -215,10 +215,10 @@ def end_failed_server(context: Context, pid: int) -> None:
     """
     import dataclasses
 
-    from kwdb_build.server import proc, stop
+    from kwdb_build.server import proc
 
     failed = dataclasses.replace(context.deployment, pid=pid, started_at=proc.start_time(pid))
-    stop.stop(
+    context.supervisor.stop(
         failed, timeout_s=_FAILED_SERVER_STOP_S + 30, force_after_s=_FAILED_SERVER_STOP_S, progress=context.console
     )
 
@@ -248,25 +248,39 @@ def _answers_sql(context: Context) -> bool:
 
 
 def started_by_run(context: Context, pid: int) -> bool:
-    """Whether a process came from one of this run's own launches (they are session leaders, noted before the exec)."""
+    """Whether a process came from one of this run's own launches.
+
+    Those of ours are session leaders, noted before the exec. What a unit or a command of the user started is known by
+    its time: it began within a minute of such a launch, and only the run itself lets the unit be started meanwhile.
+    """
     import os
 
     from kwdb_build.files import read_json
+    from kwdb_build.server import proc
 
     if not context.run.launched.exists():
         return False
+    launched = read_json(context.run.launched)
     try:
-        return os.getsid(pid) in read_json(context.run.launched)["sessions"]
-    except ProcessLookupError:
+        if os.getsid(pid) in launched["sessions"]:
+            return True
+        began = proc.start_time(pid)
+    except (ProcessLookupError, ServerNotFoundError):
         return False
+    return any(-1 <= began - moment <= _SOON_S for moment in launched.get("moments", ()))
 
 
 def note_launch(context: Context, session: int) -> None:
-    """Write down the session of a server that is about to be started, so that a later process knows it as ours."""
-    from kwdb_build.files import read_json
+    """Write down a server that is about to be started, so that a later process knows it as ours.
 
-    known = read_json(context.run.launched)["sessions"] if context.run.launched.exists() else []
-    _note(context, context.run.launched, {"sessions": [*known, session]})
+    session: the session that we gave it, 0 when somebody else starts it for us.
+    """
+    from kwdb_build.files import read_json
+    from kwdb_build.server import proc
+
+    known = read_json(context.run.launched) if context.run.launched.exists() else {"sessions": [], "moments": []}
+    known["moments" if session == 0 else "sessions"].append(proc.now() if session == 0 else session)
+    _note(context, context.run.launched, known)
 
 
 def _note(context: Context, path: Path, value: Any) -> None:

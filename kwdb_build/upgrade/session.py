@@ -107,6 +107,8 @@ def abandon(name: str | None, settings: Settings, console: Console) -> RunResult
                 settings=settings, request=request, run=run, console=console, interrupts=interrupts,
                 journal=Journal(run.journal),
             )
+            if context.journal.started("stop"):
+                context.supervisor.release()
             context.journal.append("run", Phase.APPLY, Event.DONE, abandoned=True)
             service.discard_staged(run)
             return write_result(context, context.journal, outcome="abandoned", error=None)

@@ -403,7 +403,7 @@ def test_a_crash_after_the_first_answer_is_seen(site: Instance, tmp_path: Path) 
         time.sleep(0.05)
     assert not readiness.still_alive(ready.pid, ready.started_at)
     assert command.reap(started.launched, PATIENCE_S) == 2  # a panic of Go
-    assert "died on demand" in readiness.last_words(started)
+    assert "died on demand" in started.last_words()
 
 
 @pytest.mark.parametrize("what", ["bin/kwbase", "lib/libkwdbts2.so"])

@@ -8,7 +8,7 @@ from kwdb_build.errors import AccessError, ArtifactError, RefusedError, SpaceErr
 from kwdb_build.files import free_bytes, human_bytes
 from kwdb_build.model import Verdict
 from kwdb_build.upgrade import gate, service
-from kwdb_build.upgrade.context import renewed
+from kwdb_build.upgrade.context import commands_of, renewed
 from kwdb_build.upgrade.lock import hold_stores
 from kwdb_build.upgrade.steps.base import Step
 from kwdb_build.upgrade.workshop import fetched, require_missing_nothing, summary
@@ -41,8 +41,9 @@ class Capture(Step):
         selector = discover.Selector(pid=request.pid, store=request.store, listen=request.listen)
         found = discover.choose(discover.find_servers(), selector)
         deployment = capture.capture(found.pid)
-        gate.require_supported_deployment(deployment)
-        gate.require_own_command(renewed(deployment, request), deployment)
+        commands = commands_of(context.settings, context.run.logs)
+        gate.require_supported_deployment(deployment, commands)
+        gate.require_own_command(renewed(deployment, request), deployment, commands)
         context.held["exit_stack"].enter_context(hold_stores(tuple(store.path for store in deployment.stores)))
         saved.save(deployment, context.run.deployment)
         context.__dict__.pop("deployment", None)

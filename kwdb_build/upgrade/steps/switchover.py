@@ -110,17 +110,15 @@ class Stop(Step):
 
     def apply(self, context: Context) -> dict[str, Any]:
         """Drain, end, free stores; nobody is killed without consent."""
-        from kwdb_build.server import start, stop
-
-        if service.old_server_runs(context):
-            context.held["stdio"] = start.hold_stdio(context.deployment)
+        supervisor = context.supervisor
+        supervisor.prepare()
         draining = service.draining(context)
         if not draining and (watcher := service.watcher(context)) is not None:
             watcher.answered_after(0.0, wait_s=_FIRST_ANSWER_S)
         began = read_json(context.run.stopped)["began"] if draining else time.time()
         context.run.save(context.run.stopped, {"began": began})
         settings = context.settings
-        result = stop.stop(
+        result = supervisor.stop(
             context.deployment, timeout_s=settings.stop_timeout_s, force_after_s=settings.force_stop_after_s,
             progress=context.console, told_already=draining, ask=_ask_to_kill(context),
         )
@@ -137,12 +135,14 @@ class Stop(Step):
                     f"pid {context.deployment.pid} is still draining and cannot be called back",
                     hint="wait for its end, then `kwdb-build rollback` starts the old version again",
                 )
+            context.supervisor.release()
             return {"still_running": context.deployment.pid}
         running = service.running_pid(context)
         if running is None:
             ready = service.start_server(context, label="old")
             context.console.update(f"pid {ready.pid} answers again")
             running = ready.pid
+        context.supervisor.release()
         return {"pid": running}
 
 
@@ -260,6 +260,7 @@ class Start(Step):
         pid = service.running_pid(context)
         if pid is not None:
             service.end_failed_server(context, pid)
+        context.supervisor.keep_down()
         if context.request.no_backup:
             context.console.note(
                 "  --no-backup: the data stays as the new version left it; an old binary may misread it", style="yellow"
@@ -321,5 +322,6 @@ class Keep(Step):
         pid = service.running_pid(context)
         if pid is None:
             raise StartError("the new server ended after its verification", log=service.server_log(context))
+        context.supervisor.release()
         context.console.update(f"backup and old files: {context.run.path}")
         return {"pid": pid}

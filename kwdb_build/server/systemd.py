@@ -1,0 +1,283 @@
+"""Servers that are the main process of a systemd unit: stopped and started through systemctl, never behind its back.
+
+The unit's own text is not touched. While a run is under way a drop-in below the manager's runtime directory (gone with
+a reboot, removed by release()) keeps systemd from doing three things that would hurt:
+
+- killing a drain: TimeoutStopSec (90 s by default) ends with SIGKILL, while kwbase drains as long as it takes;
+- signalling twice: KWDB's own unit has `ExecStop=/bin/kill $MAINPID`, after which systemd sends SIGTERM once more at
+  once, and kwbase takes the second one as an order to stop hard, which can lose acknowledged rows. A plain kill is left
+  out, as systemd does the same by itself; after any other command systemd sends a signal that means nothing to kwbase,
+  and SIGTERM follows only when the server has not begun to drain;
+- starting a server while files and data are being exchanged: Restart=, a timer, configuration management, a person.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kwdb_build import command, files
+from kwdb_build.errors import AccessError, KwdbBuildError, RefusedError, StartError
+from kwdb_build.server import capture, logs, proc, readiness, startflags
+from kwdb_build.server import start as starting
+from kwdb_build.server import stop as stopping
+from kwdb_build.server.unit import Facts, Unit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kwdb_build.console import Progress
+    from kwdb_build.model import Deployment
+    from kwdb_build.server.stop import StopResult
+
+DROP_IN = "90-kwdb-build.conf"
+HOLD = "kwdb-build.hold"
+_WAY_OUT = "your own commands with --stop-cmd and --start-cmd"
+_GONE_TIMEOUT_S = 30.0
+_POLL_S = 0.05
+_GENTLE_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
+_SIGNALLED = frozenset({"stop-sigterm", "final-sigterm", "dead", "failed"})
+"""Sub-states in which the unit's own stop commands have ended."""
+_SIGN_S = 2.0
+_NOT_READY = 503
+_JOURNAL_LINES = 30
+
+
+def require_supported(unit: Unit, pid: int) -> Facts:
+    """RefusedError when the unit cannot be stopped and started so that the very same server comes back.
+
+    pid: the server, 0 when it is down.
+    Errors: AccessError when this user may not control the unit.
+    """
+    try:
+        facts = unit.facts()
+    except KwdbBuildError as error:
+        raise RefusedError(
+            f"pid {pid} belongs to the unit {unit.name}, but systemd does not answer", context=error.message,
+            hint=f"is systemd running (systemctl status)? Otherwise give {_WAY_OUT}",
+        ) from error
+    if problem := _problem(unit, facts, pid):
+        words, hint = problem
+        raise RefusedError(f"the unit {unit.name}, which runs pid {pid}, {words}", hint=hint)
+    if not os.access(_existing(unit.runtime), os.W_OK):
+        raise AccessError(
+            f"this user may not control the unit {unit.name}", context=f"may not write to {unit.runtime}",
+            hint="run kwdb-build as root, for example with sudo",
+        )
+    return facts
+
+
+def _problem(unit: Unit, facts: Facts, pid: int) -> tuple[str, str] | None:
+    if facts.load == "masked":
+        return "is masked and could not be started again", f"systemctl unmask {unit.name}"
+    if facts.load != "loaded":
+        return f"is not loaded ({facts.load or 'unknown'} {facts.load_error})", f"see systemctl status {unit.name}"
+    if facts.main_pid != pid:
+        return (
+            f"has another main process (pid {facts.main_pid}), such as a script around kwbase",
+            "let the script end in `exec kwbase …`, so that systemd's signals reach kwbase once and only once, or give "
+            + _WAY_OUT,
+        )
+    if facts.changed_on_disk:
+        return (
+            "was changed on disk since systemd read it: a start would not be the start that was captured",
+            f"look at `systemctl cat {unit.name}`, then put the old text back, or reload and restart it once yourself",
+        )
+    if not facts.manual:
+        return "refuses to be stopped or started by hand (RefuseManualStop=, RefuseManualStart=)", "change that first"
+    return None
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def drop_in_text(unit: Unit, facts: Facts) -> str:
+    """What holds for the unit as long as a run is under way."""
+    hold = str(unit.drop_in_directory / HOLD).replace("%", "%%")
+    lines = [
+        "# Written by kwdb-build, which is about to stop and start this unit, and removed by it when that is done.",
+        "# Left behind by a run that was cut off? `kwdb-build status` tells how to finish it. To go on alone, remove",
+        "# the kwdb-build files of this directory, then systemctl daemon-reload.",
+        "[Unit]", f"AssertPathExists=!{hold}", "[Service]", "Restart=no", "TimeoutStopSec=infinity",
+        "TimeoutStartSec=infinity",
+    ]
+    if facts.only_kills:
+        lines.append("ExecStop=")
+    if facts.stops_by_itself:
+        lines.append("KillSignal=SIGCONT")
+    elif facts.kill_signal not in _GENTLE_SIGNALS:
+        lines.append("KillSignal=SIGTERM")
+    return "\n".join(lines) + "\n"
+
+
+@dataclass(kw_only=True)
+class SystemdUnit:
+    """A server that systemd runs."""
+
+    deployment: Deployment
+    unit: Unit
+
+    def describe(self) -> str:
+        """In words."""
+        return f"systemctl ({self.unit.name})"
+
+    def prepare(self) -> None:
+        """Put the drop-in in place, and let systemd read it."""
+        directory = self.unit.drop_in_directory
+        if not (directory / DROP_IN).exists():  # else of an earlier process of this run
+            text = drop_in_text(self.unit, self.unit.facts())
+            directory.mkdir(parents=True, exist_ok=True, mode=0o755)
+            files.write_atomic(directory / DROP_IN, text)
+        self.unit.call("daemon-reload")
+
+    def stop(
+        self, server: Deployment, *, timeout_s: float, force_after_s: float = 0, progress: Progress,
+        ask: Callable[[], bool] | None = None, told_already: bool = False,
+    ) -> StopResult:
+        """`systemctl stop`, and wait for the process and its locks as always; SIGKILL with consent, by systemctl."""
+        self._hold()
+        facts = self.unit.facts()
+        if facts.main_pid not in {0, server.pid}:
+            # Not the unit's (any more): somebody started it by hand.
+            return stopping.stop(
+                server, timeout_s=timeout_s, force_after_s=force_after_s, progress=progress, ask=ask,
+                told_already=told_already,
+            )
+        if facts.sub == "auto-restart":
+            self._stop_unit()
+
+        def tell(watch: proc.Watch) -> None:
+            moment = logs.mark(capture.log_directory(server))
+            self._stop_unit()
+            if facts.stops_by_itself:
+                self._signal_unless_told(watch, server, moment)
+
+        def kill(_: proc.Watch) -> None:
+            self.unit.call("kill", "--kill-who=main", "--signal=SIGKILL", "--", self.unit.name)
+
+        result = stopping.stop(
+            server, timeout_s=timeout_s, force_after_s=force_after_s, progress=progress, ask=ask,
+            told_already=told_already, tell=tell, kill=kill,
+        )
+        self._await_rest()
+        return result
+
+    def keep_down(self) -> None:
+        """Let nobody start the unit, and end what may be on its way up."""
+        self._hold()
+        self._stop_unit()
+        self._await_rest()
+
+    def _hold(self) -> None:
+        if (self.unit.drop_in_directory / DROP_IN).exists():
+            (self.unit.drop_in_directory / HOLD).touch()
+
+    def _stop_unit(self) -> None:
+        """Queue the stop; a unit that is being stopped already is not signalled again by systemd."""
+        self.unit.call("stop", "--no-block", "--", self.unit.name)
+
+    def _signal_unless_told(self, watch: proc.Watch, server: Deployment, moment: logs.Mark) -> None:
+        """After the unit's own stop commands: SIGTERM when the server shows no sign that they have sent it."""
+        while not watch.wait(_POLL_S) and self.unit.facts().sub not in _SIGNALLED:
+            continue
+        deadline = time.monotonic() + _SIGN_S
+        while not watch.wait(_POLL_S):
+            if logs.DRAINING in logs.since(moment) or readiness.health(server).status == _NOT_READY:
+                return
+            if time.monotonic() >= deadline:
+                self.unit.call("kill", "--kill-who=main", "--signal=SIGTERM", "--", self.unit.name)
+                return
+
+    def _await_rest(self) -> None:
+        """Let systemd notice the end and run what the unit has for it (ExecStopPost=)."""
+        deadline = time.monotonic() + _GONE_TIMEOUT_S
+        while self.unit.facts().active == "deactivating" and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+
+    def start(
+        self, server: Deployment, *, log_dir: Path, on_launch: Callable[[int], None] | None = None
+    ) -> starting.Started:
+        """`systemctl start`: the unit's own command, user, limits and environment."""
+        del log_dir
+        (self.unit.drop_in_directory / HOLD).unlink(missing_ok=True)
+        with contextlib.suppress(command.CommandError):  # there may be nothing to reset
+            self.unit.call("reset-failed", "--", self.unit.name)
+        start = server.start
+        directory = startflags.parse(start.argv, cwd=str(start.cwd), environ=start.environ).log_dir
+        regular = [Path(name) for name in dict.fromkeys((start.stdout, start.stderr)) if name.startswith("/")]
+        mark = logs.mark(Path(directory) if directory else None, regular)
+        if on_launch is not None:
+            on_launch(0)
+        began_at, began = time.time(), time.monotonic()
+        try:
+            self.unit.call("start", "--no-block", "--", self.unit.name)
+        except command.CommandError as error:
+            raise StartError(
+                f"systemd does not start {self.unit.name}", context=error.context or error.message,
+                hint=f"see systemctl status {self.unit.name}",
+            ) from error
+        return UnitStarted(
+            launched=0, background=False, began_at=began_at, began=began, stdout_log=None, stderr_log=None, mark=mark,
+            unit=self.unit,
+        )
+
+    def release(self) -> None:
+        """Remove drop-in and hold, and let systemd forget them."""
+        directory = self.unit.drop_in_directory
+        ours = [path for path in (directory / HOLD, directory / DROP_IN) if path.exists()]
+        if not ours:
+            return
+        for path in ours:
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # other drop-ins stay
+            directory.rmdir()
+        self.unit.call("daemon-reload")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitStarted(starting.Started):
+    """A start by systemd that is under way."""
+
+    unit: Unit
+    seen: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def processes(self) -> tuple[int, ...]:
+        """The main process, when there is one."""
+        pid = self.server_pid()
+        return () if pid is None else (pid,)
+
+    def server_pid(self) -> int | None:
+        """The unit's main process; systemd is only asked when the one known has ended."""
+        if "main" in self.seen and proc.is_alive(*self.seen["main"]):
+            return self.seen["main"][0]
+        pid = self.unit.facts().main_pid
+        stat = proc.read_stat(pid) if pid else None
+        if stat is None:
+            return None
+        self.seen["main"] = (pid, proc.started_at(stat))
+        return pid
+
+    def exit_code(self) -> int | None:
+        """How the main process ended; None while the unit runs or is on its way up."""
+        if self.server_pid() is not None:
+            return None
+        facts = self.unit.facts()
+        return facts.exit_code if facts.active in {"inactive", "failed"} and not facts.busy else None
+
+    def last_words(self) -> str:
+        """Its own log, and what it and systemd wrote to the journal."""
+        said = [super().last_words()]
+        with contextlib.suppress(KwdbBuildError):
+            said.append(self.unit.call(
+                "--no-pager", "--output=cat", f"--lines={_JOURNAL_LINES}", f"--since=@{int(self.began_at)}",
+                f"--{'user-' if self.unit.uid is not None else ''}unit={self.unit.name}", program="journalctl",
+            ).stdout.strip())
+        return "\n".join(filter(None, said))

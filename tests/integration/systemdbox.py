@@ -1,0 +1,274 @@
+"""A container with a real systemd as its first process, and servers of the miniature in it that are units.
+
+The tool runs inside of it: this Python, its packages and this checkout are mounted, the builds come with a home.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.integration.tool import TOOLCHAIN, Answer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kwdb_build.engine.docker import DockerEngine
+    from tests.minikwdb.repositories import MiniRepositories
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 60.0
+PACKAGES = ("systemd", "systemd-sysv", "dbus", "procps", "git", "libssl3", "libffi8", "libsqlite3-0", "libbz2-1.0")
+LEFT_OUT = ("doc", "man", "locale", "info")
+PER_START = frozenset({"INVOCATION_ID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID"})
+PORTS = itertools.count(26000, 2)
+
+
+def packages() -> tuple[str, ...]:
+    """What the image holds; Debian's own Python only when that is what runs these tests."""
+    return (*PACKAGES, "python3") if sys.base_prefix == "/usr" else PACKAGES
+
+
+def suite() -> str:
+    """Code name of this machine's release: its programs must run in the container."""
+    lines = Path("/etc/os-release").read_text(encoding="utf-8").splitlines()
+    return next(line.partition("=")[2].strip('"') for line in lines if line.startswith("VERSION_CODENAME="))
+
+
+def image_tag() -> str:
+    """Named by what is in it."""
+    return f"kwdb-build-test/systemd:{hashlib.sha256(repr((suite(), packages())).encode()).hexdigest()[:16]}"
+
+
+def make_image(engine: DockerEngine, directory: Path) -> str:
+    """Bootstrap the image unless it is there."""
+    tag = image_tag()
+    if engine.image_id(tag) is None:
+        archive = directory / "systemd.tar"
+        options = ["--variant=minbase", "--mode=root", "--dpkgopt=force-unsafe-io", f"--include={','.join(packages())}"]
+        options += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in LEFT_OUT]
+        subprocess.run(["mmdebstrap", "--quiet", *options, suite(), str(archive)], check=True)
+        engine.import_base(archive, tag, environment={})
+        archive.unlink()
+    return tag
+
+
+@dataclass(kw_only=True)
+class Machine:
+    """A running container. home: of the tool, in the container too; place: a directory both sides see."""
+
+    engine: DockerEngine
+    container: str
+    place: Path
+    repositories: MiniRepositories
+
+    @property
+    def home(self) -> Path:
+        """Where the tool keeps its runs."""
+        return self.place / "home"
+
+    def run(self, *argv: str, environment: dict[str, str] | None = None, user: str = "root") -> Answer:
+        """Run a program in the container to its end."""
+        api = self.engine._api
+        made = api.exec_create(
+            self.container, list(argv), workdir=str(ROOT), user=user,
+            environment={"PATH": os.defpath + ":/usr/sbin:/sbin", "LC_ALL": "C.UTF-8", **(environment or {})},
+        )
+        out, err = api.exec_start(made["Id"], demux=True)
+        code = api.exec_inspect(made["Id"])["ExitCode"]
+        return Answer(code=code, out=(out or b"").decode(errors="replace"), err=(err or b"").decode(errors="replace"))
+
+    def ok(self, *argv: str) -> str:
+        """Run a program that must not fail; what it said."""
+        answer = self.run(*argv)
+        assert answer.code == 0, f"{argv}: {answer.out}{answer.err}"
+        return answer.out
+
+    def shell(self, script: str) -> str:
+        """Several commands of a test's set-up."""
+        return self.ok("sh", "-euc", script)
+
+    def tool(self, verb: str, *words: str, **environment: str) -> Answer:
+        """The command line inside the container."""
+        prefix, replacement = self.repositories.redirect
+        options = ["--home", str(self.home)]
+        if verb in {"upgrade", "plan"}:
+            options += ["--url", str(self.repositories.main), "--redirect", f"{prefix}={replacement}"]
+            options += ["--toolchain", str(TOOLCHAIN)]
+        settings = {"KWDB_BUILD_SETTLE_S": "1", **environment}
+        return self.run(sys.executable, "-m", "kwdb_build", verb, *options, *words, environment=settings)
+
+    def journal(self) -> list[dict[str, Any]]:
+        """Journal of the newest run."""
+        newest = max((self.home / "runs").iterdir())
+        return [json.loads(line) for line in (newest / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    def show(self, unit: str, name: str) -> str:
+        """One property of a unit."""
+        return self.ok("systemctl", "show", "--value", f"--property={name}", "--", unit).strip()
+
+
+@contextlib.contextmanager
+def machine(engine: DockerEngine, tag: str, place: Path, repositories: MiniRepositories) -> Iterator[Machine]:
+    """Boot a container, and remove it afterwards."""
+    api = engine._api
+    mounts = {str(path) for path in (ROOT, Path(sys.prefix), repositories.root)}
+    if sys.base_prefix != "/usr":
+        mounts.add(sys.base_prefix)
+    # A binding below another one (a venv in the checkout) comes with it.
+    outer = {path for path in mounts if not any(path != other and Path(path).is_relative_to(other) for other in mounts)}
+    binds = ["/sys/fs/cgroup:/sys/fs/cgroup:rw", f"{place}:{place}:rw", *(f"{path}:{path}:ro" for path in outer)]
+    config = api.create_host_config(
+        cap_add=["SYS_ADMIN", "SYS_PTRACE", "SYS_NICE"], security_opt=["seccomp=unconfined"], cgroupns="host", binds=binds,
+        tmpfs={"/run": "exec", "/run/lock": ""},
+    )
+    made = api.create_container(
+        tag, command=["/sbin/init"], name=f"test-systemd-{uuid.uuid4().hex[:12]}", host_config=config,
+        environment={"container": "docker"},
+    )["Id"]
+    try:
+        api.start(made)
+        found = Machine(engine=engine, container=made, place=place, repositories=repositories)
+        await_boot(found)
+        yield found
+    finally:
+        api.remove_container(made, force=True, v=True)
+
+
+def await_boot(booting: Machine) -> None:
+    """Until systemd has started all there is."""
+    deadline = time.monotonic() + PATIENCE_S
+    while booting.run("systemctl", "is-system-running").out.strip() not in {"running", "degraded"}:
+        if time.monotonic() > deadline:
+            raise TimeoutError(booting.run("systemctl", "status", "--no-pager").out)
+        time.sleep(0.1)
+
+
+@dataclass(kw_only=True)
+class UnitServer:
+    """A server of the miniature below /srv/<name> in the container that is run by a unit."""
+
+    machine: Machine
+    name: str
+    user: str = "root"
+    environment: dict[str, str] = field(default_factory=dict)
+    service: dict[str, str] = field(default_factory=dict)
+    background: bool = False
+    port: int = field(default_factory=lambda: next(PORTS))
+
+    @property
+    def unit(self) -> str:
+        """Its unit."""
+        return f"{self.name}.service"
+
+    @property
+    def root(self) -> Path:
+        """Where it is installed."""
+        return Path("/srv") / self.name
+
+    @property
+    def unit_file(self) -> Path:
+        """Its text."""
+        return Path("/etc/systemd/system") / self.unit
+
+    @property
+    def start(self) -> str:
+        """Its arguments."""
+        words = ["start-single-node", "--insecure", f"--listen-addr=127.0.0.1:{self.port}",
+                 f"--http-addr=127.0.0.1:{self.port + 1}",
+                 f"--store={self.root / 'store'}"]
+        return " ".join([*words, "--background"] if self.background else words)
+
+    def text(self) -> str:
+        """The unit as KWDB's installer writes it, with what a test changes."""
+        lines = {
+            "Type": "simple", "User": self.user, "LimitMEMLOCK": "infinity", "LimitNOFILE": "100000",
+            "WorkingDirectory": str(self.root / "bin"), "EnvironmentFile": str(self.root / "env"),
+            "ExecStart": f"{self.root}/bin/kwbase $KAIWUDB_START_ARG", "ExecStop": "/bin/kill $MAINPID", **self.service,
+        }
+        text = "".join(f"{name}={value}\n" for name, value in lines.items() if value)
+        return f"[Unit]\nDescription=KaiwuDB {self.name}\n[Service]\n{text}[Install]\nWantedBy=multi-user.target\n"
+
+    def install(self, build: Path) -> None:
+        """Files, unit and environment; not started."""
+        variables = {"KAIWUDB_START_ARG": f'"{self.start}"', "LD_LIBRARY_PATH": "../lib", "KW_VGROUP_NUM": "2"}
+        variables |= self.environment
+        staged = self.machine.place / f"{self.name}.staged"
+        staged.mkdir()
+        shutil.copytree(build / "bin", staged / "bin")
+        shutil.copytree(build / "lib", staged / "lib")
+        (staged / "env").write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
+        (staged / "unit").write_text(self.text())
+        self.machine.shell(
+            f"mkdir -p {self.root}; cp -r {staged}/bin {staged}/lib {staged}/env {self.root}/; "
+            f"chmod -R u+rwX,go+rX {self.root}; cp {staged}/unit {self.unit_file}; chown -R {self.user}: {self.root}; "
+            "systemctl daemon-reload"
+        )
+        for path in (staged, *staged.rglob("*")):
+            path.chmod(0o755)
+        shutil.rmtree(staged)
+
+    def begin(self) -> None:
+        """Start the unit and fill it."""
+        self.machine.ok("systemctl", "start", "--", self.unit)
+        self.ask("instance.write_rows()")
+
+    def ask(self, what: str) -> str:
+        """Call the client of the tests inside the container; what it prints."""
+        script = (
+            "from pathlib import Path; from tests.minikwdb.instance import Instance; "
+            f"instance = Instance(root=Path({str(self.root)!r}), sql_port={self.port}, http_port={self.port + 1}); "
+            f"print({what})"
+        )
+        return self.machine.ok(sys.executable, "-c", script).strip()
+
+    def counts(self) -> str:
+        """Rows of both kinds, as text."""
+        return self.ask("instance.counts()")
+
+    def version(self) -> str:
+        """What runs."""
+        return self.ask("instance.value('SELECT version()')").split()[1]
+
+    def pid(self) -> int:
+        """The unit's main process."""
+        return int(self.machine.show(self.unit, "MainPID"))
+
+    def surroundings(self) -> dict[str, Any]:
+        """All of /proc that a restart must bring back, without what names one start of a unit."""
+        script = (
+            "import json, sys; from tests.integration.serverbox import surroundings; "
+            "print(json.dumps(surroundings(int(sys.argv[1])), default=str))"
+        )
+        seen = dict(json.loads(self.machine.ok(sys.executable, "-c", script, str(self.pid()))))
+        seen["environment"] = {name: value for name, value in seen["environment"].items() if name not in PER_START}
+        seen["order"] = [name for name in seen["order"] if name not in PER_START]
+        seen["links"] = [target.partition(":[")[0] for target in seen["links"]]  # the journal's sockets have numbers
+        return seen
+
+    def logged(self) -> str:
+        """Its own log since ever, all files."""
+        return self.machine.shell(f"cat {self.root}/store/logs/kwbase.*.log")
+
+    def left_behind(self) -> list[str]:
+        """Files of the tool's in the manager's and the unit's directories."""
+        listed = self.machine.shell(f"find /run/systemd /etc/systemd/system {self.root} -name '*kwdb-build*'")
+        return listed.split()
+
+    def remove(self) -> None:
+        """Stop whatever became of it."""
+        self.machine.run("systemctl", "kill", "--signal=SIGKILL", "--", self.unit)
+        self.machine.run("systemctl", "stop", "--", self.unit)
+        self.machine.run("sh", "-c", f"rm -rf {shlex.quote(str(self.root))} {shlex.quote(str(self.unit_file))}")

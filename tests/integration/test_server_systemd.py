@@ -1,0 +1,202 @@
+"""Servers that systemd runs: a real systemd in a container, the tool inside of it, units of the miniature."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from kwdb_build.engine.docker import DockerEngine
+from kwdb_build.errors import ExitCode
+from kwdb_build.model import Artifact
+from kwdb_build.server.logs import DRAINED
+from tests.conftest import _missing
+from tests.integration.systemdbox import Machine, UnitServer, machine, make_image
+from tests.integration.tool import share_builds
+from tests.minikwdb.instance import ORDERS, READINGS
+from tests.minikwdb.repositories import MiniRepositories
+
+pytestmark = pytest.mark.engine
+ROWS = str((ORDERS, READINGS))
+OWN = {"Type": "notify", "ExecStop": "", "EnvironmentFile": ""}
+MakeUnit = Callable[..., UnitServer]
+
+
+@pytest.fixture(scope="module")
+def box(
+    engine: DockerEngine, mini_build: Callable[[str], Artifact], repositories: MiniRepositories,
+    shared: Any, tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Machine]:
+    """One container for all tests of this file; its image is made once for all workers."""
+    import shutil
+
+    if shutil.which("mmdebstrap") is None:
+        _missing("mmdebstrap to make an image with systemd")
+    with FileLock(shared / "systemd.lock"):
+        tag = make_image(engine, tmp_path_factory.mktemp("image"))
+    place = tmp_path_factory.mktemp("systemd")
+    share_builds(place / "home", [mini_build(ref) for ref in ("V1.0.0", "V1.1.0", "V1.2.0", "V1.3.0")])
+    with machine(engine, tag, place, repositories) as booted:
+        yield booted
+
+
+@pytest.fixture
+def make_unit(box: Machine, mini_build: Callable[[str], Artifact]) -> Iterator[MakeUnit]:
+    """Install V1.0.0 as a unit, start it and fill it; removed at the end of the test."""
+    with contextlib.ExitStack() as ends:
+
+        def make(name: str = "kaiwudb", *, start: bool = True, **options: Any) -> UnitServer:
+            server = UnitServer(machine=box, name=name, **options)
+            ends.callback(server.remove)
+            server.install(mini_build("V1.0.0").path)
+            if start:
+                server.begin()
+            return server
+
+        yield make
+
+
+def upgrade(server: UnitServer, ref: str, *words: str, **environment: str) -> Any:
+    return server.machine.tool("upgrade", ref, "--store", f"{server.root}/store", "-y", *words, **environment)
+
+
+def test_the_installers_own_unit_is_restarted_by_one_sigterm(make_unit: MakeUnit) -> None:
+    server = make_unit(user="nobody")
+    before, text = server.surroundings(), server.machine.ok("systemctl", "cat", server.unit)
+    answer = server.machine.tool("restart", "--store", f"{server.root}/store", "-y", "--json")
+    assert answer.code == 0, answer.err
+    assert server.logged().count(DRAINED) == 1
+    assert answer.json["restart"]["pid"] == server.pid()
+    assert server.surroundings() == before
+    assert server.counts() == ROWS
+    assert server.left_behind() == []
+    assert server.machine.ok("systemctl", "cat", server.unit) == text
+    assert server.machine.show(server.unit, "NeedDaemonReload") == "no"
+    assert server.machine.show(server.unit, "TimeoutStopUSec") == "1min 30s"
+
+
+@pytest.mark.parametrize("service", [
+    {"Type": "notify", "ExecStop": "", "Restart": "always", "RestartSec": "100ms"},
+    {"Type": "forking", "ExecStop": "/bin/sh -c 'kill -TERM $MAINPID'"},
+    # SIGTERM by the unit's own command, and time for systemd to send its own into the drain.
+    {"Type": "idle", "ExecStop": "/bin/sh -c 'kill $MAINPID; sleep 0.3'"},
+    {"Type": "exec", "ExecStop": "/bin/true", "KillMode": "mixed", "KillSignal": "SIGINT", "NoSuchDirective": "7", "Nice": "3", "UMask": "0077"},
+], ids=lambda service: service["Type"])
+def test_kinds_of_units(make_unit: MakeUnit, service: dict[str, str]) -> None:
+    server = make_unit("kw@1", service=service, background=service["Type"] == "forking")
+    before = server.surroundings()
+    answer = server.machine.tool("restart", "--store", f"{server.root}/store", "-y")
+    assert answer.code == 0, answer.err
+    assert server.logged().count(DRAINED) == 1
+    assert server.surroundings() == before
+    assert server.machine.show(server.unit, "NRestarts") == "0"
+    assert server.left_behind() == []
+
+
+def test_an_upgrade_whose_drain_outlasts_the_units_stop_timeout(make_unit: MakeUnit) -> None:
+    server = make_unit(service={"TimeoutStopSec": "1", "Restart": "always"}, environment={"MINIKWDB_FAULT": "slow-drain:3"})
+    before = server.surroundings()
+    answer = upgrade(server, "V1.1.0")
+    assert answer.code == 0, answer.err
+    assert server.version() == "V1.1.0"
+    assert server.counts() == ROWS
+    assert server.surroundings() == before
+    assert server.logged().count(DRAINED) == 1
+    assert server.left_behind() == []
+    assert server.machine.show(server.unit, "TimeoutStopUSec") == "1s"
+    assert server.machine.show(server.unit, "Restart") == "always"
+
+
+@pytest.mark.parametrize(("ref", "words"), [("V1.2.0", "metadata of this release is incomplete"), ("V1.3.0", "rows are missing")])
+def test_an_upgrade_that_fails_is_rolled_back(make_unit: MakeUnit, ref: str, words: str) -> None:
+    server = make_unit(service={"Restart": "always", "RestartSec": "50ms"})
+    before = server.surroundings()
+    answer = upgrade(server, ref)
+    assert answer.code == ExitCode.ROLLED_BACK, answer.err
+    assert words in answer.err
+    assert server.version() == "V1.0.0"
+    assert server.counts() == ROWS
+    assert server.surroundings() == before
+    assert server.left_behind() == []
+
+
+SELDOM = [
+    ("stop:before", "resume"), ("stop:after", "rollback"), ("switch:before", "rollback"), ("switch:after", "rollback"),
+    ("start:before", "resume"), ("start:before", "rollback"), ("start:after", "resume"), ("verify:after", "rollback"),
+]
+
+
+@pytest.mark.parametrize(("point", "verb"), [
+    ("switch:after", "resume"), ("start:after", "rollback"), *(pytest.param(*one, marks=pytest.mark.slow) for one in SELDOM),
+])
+def test_killed_and_finished_by_another_process(make_unit: MakeUnit, point: str, verb: str) -> None:
+    server = make_unit(service={"Restart": "always"})
+    assert upgrade(server, "V1.1.0", KWDB_BUILD_FAILPOINT=point).code == 128 + 9
+    stopped = server.pid() == 0
+    assert (server.left_behind() != []) is (point != "stop:before")
+    if stopped:
+        # Configuration management wants its service: not in the middle of a switch.
+        refused = server.machine.run("systemctl", "start", server.unit)
+        assert refused.code != 0
+        assert server.pid() == 0
+    answer = server.machine.tool(verb, *(["-y"] if verb == "rollback" else []))
+    assert answer.code == 0, answer.err
+    assert server.version() == ("V1.1.0" if verb == "resume" else "V1.0.0")
+    assert server.counts() == ROWS
+    assert server.left_behind() == []
+    assert server.machine.show(server.unit, "Restart") == "always"
+
+
+def masked(server: UnitServer) -> None:
+    server.machine.shell(f"mv {server.unit_file} /tmp/moved; ln -s /dev/null {server.unit_file}; systemctl daemon-reload")
+
+
+def changed(server: UnitServer) -> None:
+    server.machine.shell(f"sleep 0.01; echo '# changed' >>{server.unit_file}; touch {server.unit_file}")
+
+
+def manual(server: UnitServer) -> None:
+    server.machine.shell(f"sed -i 's/^.Service.$/RefuseManualStop=yes\\n[Service]/' {server.unit_file}; systemctl daemon-reload")
+
+
+@pytest.mark.parametrize(("spoil", "words"), [(masked, "masked"), (changed, "changed on disk"), (manual, "RefuseManualStop")])
+def test_units_that_would_not_come_back_are_refused(
+    make_unit: MakeUnit, spoil: Callable[[UnitServer], None], words: str
+) -> None:
+    server = make_unit()
+    pid = server.pid()
+    spoil(server)
+    answer = server.machine.tool("restart", "--store", f"{server.root}/store", "-y")
+    assert answer.code == ExitCode.REFUSED, answer.err
+    assert words in answer.err
+    assert server.pid() == pid
+    assert server.counts() == ROWS
+
+
+def test_a_script_around_kwbase_is_refused_and_has_a_way_out(make_unit: MakeUnit) -> None:
+    server = make_unit(start=False, service={"ExecStart": "/bin/sh -c '/srv/kaiwudb/bin/kwbase $KAIWUDB_START_ARG; true'"})
+    server.begin()
+    words = ["--store", f"{server.root}/store", "-y"]
+    answer = server.machine.tool("restart", *words)
+    assert answer.code == ExitCode.REFUSED
+    assert "exec kwbase" in answer.err
+    half = server.machine.tool("restart", *words, "--stop-cmd", f"systemctl stop {server.unit}")
+    assert half.code == ExitCode.REFUSED
+    assert "--start-cmd" in half.err
+    done = server.machine.tool(
+        "restart", *words, "--stop-cmd", f"systemctl stop {server.unit}", "--start-cmd", f"systemctl start {server.unit}"
+    )
+    assert done.code == 0, done.err
+    assert server.counts() == ROWS
+
+
+def test_servers_are_listed_with_their_units(make_unit: MakeUnit) -> None:
+    server = make_unit(user="nobody")
+    listed = json.loads(server.machine.tool("servers", "--json").out)["servers"]
+    assert [(one["pid"], one["supervisor"], one["user"]) for one in listed] == [
+        (server.pid(), f"systemd:{server.unit}", "nobody")
+    ]
