@@ -73,6 +73,9 @@ class Settings(BaseModel):
     )
     allowed_signers: Path | None = Field(None, description="ssh: file of allowed signers (ssh-keygen -Y)")
     keyring: Path | None = Field(None, description="gpg: file of exported public keys")
+    bundle_key: Path | None = Field(
+        None, description="ssh public key (or file of allowed signers) that bundles must be signed by; empty: not asked"
+    )
     toolchain: str = Field("", description="toolchain name or folder; empty: chosen from the fetched tree")
     engine: str = Field(
         "", pattern="^(docker|podman|sandbox)?$", description="docker, podman or sandbox; empty: the first that works"

@@ -48,8 +48,10 @@ def fetch(console: Console, settings: Settings, *, ref: str, **options: Any) -> 
     REF is a tag, a branch, a commit, a pull request (pr/123), or `latest`: the highest release. It can also be an
     archive (./KWDB-V3.2.1.tar.gz), a plain directory or a git checkout: a path begins with / or ./
     """
+    from kwdb_build.cli.bundle import opened
     from kwdb_build.source.difference import facts
 
+    settings = opened(console, settings, options)
     tree = fetch_tree(make_workshop(console, settings), console, settings, ref, (1, 1), options)
     if console.as_json:
         console.data({"source": tree})
@@ -69,8 +71,10 @@ def fetch(console: Console, settings: Settings, *, ref: str, **options: Any) -> 
 @verb
 def build(console: Console, settings: Settings, *, ref: str, **options: Any) -> int:
     """Build REF into a stored artifact, or look it up when it was built before."""
+    from kwdb_build.cli.bundle import opened
     from kwdb_build.upgrade.workshop import require_missing_nothing, summary
 
+    settings = opened(console, settings, options)
     workshop = make_workshop(console, settings)
     tree = fetch_tree(workshop, console, settings, ref, (1, 3), options)
     with console.step(2, 3, "check the compilation dependencies"):

@@ -32,10 +32,12 @@ def check(
 ) -> int:
     """Check what the source of REF asks for: against the build image, and against this host to run it."""
     from kwdb_build.cli.building import fetch_tree, make_workshop
+    from kwdb_build.cli.bundle import opened
     from kwdb_build.server.discover import Selector
     from kwdb_build.upgrade.examination import examine_host, running_server
     from kwdb_build.upgrade.workshop import require_missing_nothing, summary
 
+    settings = opened(console, settings, options)
     workshop = make_workshop(console, settings)
     tree = fetch_tree(workshop, console, settings, ref, (1, 3), options)
     with console.step(2, 3, "check the build image"):

@@ -31,6 +31,7 @@ _VERBS = {
     "check": ("checking", "Check what a reference asks for: build image, host, machine."),
     "build": ("building", "Build a reference into a stored artifact."),
     "doctor": ("doctor", "Look at this tool and its surroundings, for a bug report."),
+    "bundle": ("bundle", "One file for a machine without network: create, show, verify."),
     "source": ("source", "What a build contained beside its upstream commits: diff."),
     "artifact": ("artifact", "Stored builds: list, show, verify, export, import, sign, prune."),
     "toolchain": ("toolchain", "Toolchains: list, show, lock, build, export, import."),

@@ -41,6 +41,10 @@ _ORIGIN = (
     click.option("--patch", "patches", multiple=True, metavar="[DIRECTORY=]FILE|DIR",
                  help="Patch, or directory of patches (quilt series, git format-patch), on top of it all. Repeatable."),
 )
+_BUNDLE = (
+    click.option("--bundle", type=_PATH, metavar="FILE", help="Source, patches and toolchain from this bundle alone."),
+    click.option("--bundle-key", type=_PATH, metavar="FILE", help="ssh public key that the bundle must be signed by."),
+)
 _SERVER = (
     click.option("--pid", type=int, help="The server with this process id."),
     click.option("--store", type=_PATH, help="The server with this store directory."),
@@ -73,7 +77,9 @@ def stack(options: tuple[Callable[[Any], Any], ...]) -> Callable[[Any], Any]:
 
 
 common = stack(_COMMON)
-source = stack((*_SOURCE, *_ORIGIN))
+source = stack((*_SOURCE, *_ORIGIN, *_BUNDLE))
+plain_source = stack((*_SOURCE, *_ORIGIN))
+bundle_key = _BUNDLE[1]
 server = stack(_SERVER)
 commands = stack(_COMMANDS)
 building = stack(_BUILD)

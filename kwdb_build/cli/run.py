@@ -76,12 +76,14 @@ def upgrade(console: Console, settings: Settings, *, ref: str, dry_run: bool, ye
     if dry_run:
         return _plan(console, settings, ref, options)
     from kwdb_build.cli import render
+    from kwdb_build.cli.bundle import opened
     from kwdb_build.errors import KwdbBuildError, RefusedError
     from kwdb_build.upgrade import session
 
     if not yes and not sys.stdin.isatty():
         raise RefusedError("an upgrade restarts a server and nobody is here to confirm it",
                            hint="pass -y, or look at the plan first with -n")
+    settings = opened(console, settings, options)
     try:
         result = session.upgrade(_request(settings, ref, options, keep=True), settings, console, assume_yes=yes)
     except KwdbBuildError:
@@ -106,8 +108,10 @@ def plan(console: Console, settings: Settings, *, ref: str, **options: Any) -> i
 
 
 def _plan(console: Console, settings: Settings, ref: str, options: dict[str, Any]) -> int:
+    from kwdb_build.cli.bundle import opened
     from kwdb_build.upgrade.plan import make_plan
 
+    settings = opened(console, settings, options, unpack=False)
     request = _request(settings, ref, options, keep=False)
     made = make_plan(request, settings)
     if console.as_json:

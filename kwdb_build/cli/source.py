@@ -31,6 +31,8 @@ def chosen(settings: Settings, ref: str, options: Mapping[str, Any], *, keep: bo
     from kwdb_build.source import patches
     from kwdb_build.source.gather import SourceChoice, names_local
 
+    if options.get("bundle") is not None:
+        return _of_bundle(settings, ref, options, keep=keep)
     local: Path | None = options.get("local")
     if ref and names_local(ref):
         if local is not None:
@@ -39,7 +41,7 @@ def chosen(settings: Settings, ref: str, options: Mapping[str, Any], *, keep: bo
     if local is None:
         if not ref:
             raise UsageError("what is to be built?", hint="give REF (tag, branch or commit), an archive, a directory, "
-                             "or --source FILE|DIR")
+                             "or --bundle FILE")
         _require_local(options)
     elif ref:
         raise UsageError(f"two sources: {ref} and --source {local}", hint="a local source needs no REF: leave it out")
@@ -50,6 +52,30 @@ def chosen(settings: Settings, ref: str, options: Mapping[str, Any], *, keep: bo
         local=local, version=options.get("source_version") or "", dirty=bool(options.get("dirty")),
         submodules=tuple(_pair(text) for text in options.get("submodule_sources") or ()), patches=kept,
     )
+
+
+def _of_bundle(settings: Settings, ref: str, options: Mapping[str, Any], *, keep: bool) -> tuple[str, SourceChoice]:
+    """A bundle that cli.bundle.opened has opened; REF may be left out, but may not be another one."""
+    from kwdb_build.errors import UsageError
+    from kwdb_build.source import patches
+    from kwdb_build.source.bundle import Opened, bundled_patches
+    from kwdb_build.source.gather import SourceChoice
+
+    if options.get("local") is not None:
+        raise UsageError("two sources: --bundle and --source", hint="give one of them")
+    _require_local(options)
+    opened: Opened = options["bundle"]
+    held = opened.contents.source
+    if ref and ref not in {held.ref, held.version.text} and not (len(ref) > 6 and held.commit.startswith(ref)):  # noqa: PLR2004
+        raise UsageError(
+            f"the bundle does not hold {ref}: it holds {held.ref} ({held.version}, commit {held.commit[:12]})",
+            hint="leave REF out, or use another bundle",
+        )
+    files = patches.read_patches(options.get("patches") or ())
+    given = patches.keep(files, settings.home) if keep else tuple(file.patch for file in files)
+    held_patches = bundled_patches(opened, settings.home) if keep else opened.contents.patches
+    choice = SourceChoice(bundle=opened.directory, patches=(*held_patches, *given))
+    return ref or held.ref, choice
 
 
 def _require_local(options: Mapping[str, Any]) -> None:
@@ -91,9 +117,11 @@ def source_diff(console: Console, settings: Settings, *, what: str, against: str
     WHAT is a run (its number), the key of a stored build (its first 8 digits or more), or a source as for `build`.
     Default: the newest run.
     """
+    from kwdb_build.cli.bundle import opened
     from kwdb_build.files import private_directory
     from kwdb_build.source.difference import between, difference, facts
 
+    settings = opened(console, settings, options)
     log = private_directory(settings.home / "logs") / "source-diff.log"
     tree = _tree(console, settings, what, options)
     lines = facts(tree)
@@ -126,7 +154,7 @@ def _tree(console: Console, settings: Settings, what: str, options: Mapping[str,
     from kwdb_build.model import SourceTree
     from kwdb_build.upgrade.rundir import RunDirectory
 
-    if options.get("local") is None and not options.get("patches"):
+    if not any(options.get(name) for name in ("local", "patches", "bundle")):
         runs = {run.id: run for run in RunDirectory.all(settings.home)}
         numbers = {str(int(name.split("-")[0])): name for name in runs}
         if not what or what in runs or what in numbers:

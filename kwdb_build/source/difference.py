@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _SHOWN_FILES = 500
 _ORIGINS = {"archive": "the archive", "directory": "the plain directory", "worktree": "the checkout",
-            "bundle": "the bundle"}
+            "bundle": "a bundle of"}
 
 
 def facts(tree: SourceTree) -> tuple[str, ...]:

@@ -51,6 +51,10 @@ def gather(
 
 
 def _base(request: SourceRequest, choice: SourceChoice, *, home: Path, progress: Progress, log: Path) -> SourceTree:
+    if choice.bundle is not None:
+        from kwdb_build.source.bundle import prepare_bundled
+
+        return prepare_bundled(choice.bundle, home=home, progress=progress, log=log)
     if choice.local is None:
         from kwdb_build.source.fetch import fetch
 

@@ -15,8 +15,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from kwdb_build.console import Progress
     from kwdb_build.engine.base import Engine, StoredImage
     from kwdb_build.model import Toolchain
+
+
+IMAGE_FILE = "image.tar"
+"""Where a toolchain folder may hold its image (one that came out of a bundle does)."""
+
+
+def take_along(toolchain: Toolchain, *, engine: Engine, progress: Progress) -> None:
+    """Give the engine the image that lies in the toolchain's folder, when it lacks it; DependencyError for another."""
+    path = toolchain.path / IMAGE_FILE
+    if not path.is_file() or engine.image_id(toolchain.image_tag) is not None:
+        return
+    progress.update(f"loading the build image {toolchain.image_tag}")
+    loaded = engine.load_image(path)
+    if loaded.tag != toolchain.image_tag:
+        raise DependencyError(
+            f"{path} holds another image than the toolchain's", context=f"{loaded.tag}\n{toolchain.image_tag} wanted",
+            hint="make the bundle again",
+        )
 
 
 def export(toolchain: Toolchain, path: Path, *, engine: Engine) -> StoredImage:

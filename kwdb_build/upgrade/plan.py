@@ -45,7 +45,7 @@ def make_plan(request: UpgradeRequest, settings: Settings) -> Plan:
     deployment = capture.capture(discover.choose(discover.find_servers(), selector).pid)
     gate.require_supported_deployment(deployment, commands_of(settings, settings.home / "logs"))
     commit, tree = "", None
-    if request.choice.local is None:
+    if request.choice.local is None and request.choice.bundle is None:
         source = source_request(settings, request.ref, url=request.url, redirects=request.redirects)
         seen = preview(source, home=settings.home)
         commit, tree = seen.commit, seen.tree if not request.choice.patches else None
@@ -101,8 +101,8 @@ def _engine_in_words(settings: Settings) -> str:
 def _source_in_words(request: UpgradeRequest, commit: str, tree: SourceTree | None) -> str:
     choice = request.choice
     patched = "".join(f", then patch {patch.name}" for patch in choice.patches)
-    if choice.local is not None:
-        return f"copied from {choice.local}{patched}"
+    if choice.local is not None or choice.bundle is not None:
+        return f"taken from {choice.local or choice.bundle}{patched}"
     if tree is not None:
         return f"{request.ref} is {commit[:12]}, already fetched"
     return f"{request.ref} is {commit[:12]}, to be fetched from {request.url}{patched}"

@@ -64,8 +64,10 @@ class Workshop:
         When packages of the lock are gone from the mirrors, a new lock is made for this home, and `toolchain` gives
         the toolchain with that lock from then on.
         """
+        from kwdb_build.toolchain.exchange import take_along
         from kwdb_build.toolchain.image import prepare_image
 
+        take_along(self.toolchain(tree), engine=self.engine, progress=self._console)
         return prepare_image(
             self.toolchain(tree), engine=self.engine, settings=self._settings, progress=self._console,
             log=self.log("image"),
@@ -163,9 +165,13 @@ def fetched(tree: SourceTree) -> str:
         moved = sum(bool(module.pinned) for module in tree.submodules)
         pinned = f"{len(tree.submodules) - moved} submodules pinned" + (f", {moved} not" if moved else "")
         where = f"at {tree.commit[:12]}, {pinned}"
-    patches = f", {len(tree.patches)} patches" if tree.patches else ""
-    changed = f", {len(tree.changed)} uncommitted changes" if tree.changed else ""
-    return f"{tree.version} {where}{patches}{changed}"
+    return f"{tree.version} {where}{''.join(f', {words}' for words in additions(tree))}"
+
+
+def additions(tree: SourceTree) -> tuple[str, ...]:
+    """What is on top of a tree's commits: '2 patches', '1 uncommitted change'."""
+    counted = ((len(tree.patches), "patch", "patches"), (len(tree.changed), "uncommitted change", "uncommitted changes"))
+    return tuple(f"{count} {one if count == 1 else many}" for count, one, many in counted if count)
 
 
 def summary(rows: tuple[CheckResult, ...]) -> str:

@@ -11,7 +11,7 @@ from kwdb_build.upgrade import gate, service
 from kwdb_build.upgrade.context import commands_of, renewed
 from kwdb_build.upgrade.lock import hold_stores
 from kwdb_build.upgrade.steps.base import Step
-from kwdb_build.upgrade.workshop import fetched, require_missing_nothing, summary
+from kwdb_build.upgrade.workshop import additions, fetched, require_missing_nothing, summary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -174,9 +174,7 @@ def _question(context: Context) -> str:
 
 
 def _named(tree: SourceTree) -> str:
-    patches = f" with {len(tree.patches)} patches" if tree.patches else ""
-    changed = f" with {len(tree.changed)} uncommitted changes" if tree.changed else ""
-    return f"{tree.commit[:12]}{patches}{changed}"
+    return f"{tree.commit[:12]}{''.join(f' with {words}' for words in additions(tree))}"
 
 
 class Check(Step):
