@@ -124,7 +124,7 @@ def write_bundle(contents: Contents, directory: Path, target: Path, *, sign: Pat
     temporary = Path(name)
     try:
         with full_disk_said(target.parent, f"writing {target.name}"), os.fdopen(fd, "wb") as stream:
-            compressor = zstandard.ZstdCompressor(level=9, threads=-1, write_checksum=True)
+            compressor = zstandard.ZstdCompressor(level=6, threads=-1, write_checksum=True)
             with compressor.stream_writer(stream, closefd=False) as packed:
                 _write_members(packed, contents, text, signature, directory, progress)
             stream.flush()

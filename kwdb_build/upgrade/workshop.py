@@ -68,10 +68,24 @@ class Workshop:
         from kwdb_build.toolchain.image import prepare_image
 
         take_along(self.toolchain(tree), engine=self.engine, progress=self._console)
+        if self._settings.offline:
+            self._require_image(self.toolchain(tree))
         return prepare_image(
             self.toolchain(tree), engine=self.engine, settings=self._settings, progress=self._console,
             log=self.log("image"),
         ).image_id
+
+    def _require_image(self, toolchain: Toolchain) -> None:
+        """DependencyError when the image is neither in the engine nor can be made of what lies below home."""
+        from kwdb_build.toolchain.base_image import base_digest
+
+        base = self._settings.home / "images" / f"base-{base_digest(toolchain)}.tar"
+        if self.engine.image_id(toolchain.image_tag) is None and not base.is_file():
+            raise DependencyError(
+                f"offline, and the build image {toolchain.image_tag} is not here",
+                hint="use a bundle that was made with its image, or bring it: `kwdb-build toolchain export NAME FILE` "
+                "on a machine with network, `kwdb-build toolchain import FILE` here",
+            )
 
     def check(self, tree: SourceTree) -> tuple[CheckResult, ...]:
         """Rows of the dependency check of the build image, whatever their verdicts."""
@@ -170,8 +184,8 @@ def fetched(tree: SourceTree) -> str:
 
 def additions(tree: SourceTree) -> tuple[str, ...]:
     """What is on top of a tree's commits: '2 patches', '1 uncommitted change'."""
-    counted = ((len(tree.patches), "patch", "patches"), (len(tree.changed), "uncommitted change", "uncommitted changes"))
-    return tuple(f"{count} {one if count == 1 else many}" for count, one, many in counted if count)
+    counted = ((len(tree.patches), "patch", "es"), (len(tree.changed), "uncommitted change", "s"))
+    return tuple(f"{count} {word}{many if count > 1 else ''}" for count, word, many in counted if count)
 
 
 def summary(rows: tuple[CheckResult, ...]) -> str:
