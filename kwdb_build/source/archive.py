@@ -11,6 +11,7 @@ import io
 import lzma
 import os
 import stat
+import sys
 import tarfile
 import time
 import zipfile
@@ -22,6 +23,13 @@ from typing import IO, TYPE_CHECKING, Any
 from kwdb_build.errors import UnsafeArchiveError
 from kwdb_build.files import human_bytes, require_space
 from kwdb_build.source.prepared import leads_out, really_leads_out
+
+if sys.version_info >= (3, 14):
+    from compression.zstd import ZstdError
+    from compression.zstd import open as zstd_open
+else:
+    from backports.zstd import ZstdError
+    from backports.zstd import open as zstd_open
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +44,7 @@ _MAGIC = (
     (b"PK\x03\x04", "zip"), (b"PK\x05\x06", "zip"),
 )
 _TAR_MAGIC_AT = 257
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile,
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, ZstdError, zlib.error, gzip.BadGzipFile,
             NotImplementedError, RuntimeError)
 
 
@@ -121,44 +129,6 @@ def _kind(stream: IO[bytes], archive: Path) -> str:
     )
 
 
-class ZstdStream(io.RawIOBase):
-    """Reads zstd frames, and tells a cut stream from a whole one, which the library's own reader does not."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        import zstandard
-
-        self._stream = stream
-        self._make = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj
-        self._error = zstandard.ZstdError
-        self._frame: Any = None
-        self._ready = b""
-        self._rest = b""
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill buffer; EOFError when the input ends inside a frame."""
-        while not self._ready:
-            data = self._rest or self._stream.read(_CHUNK // 8)
-            self._rest = b""
-            if not data:
-                if self._frame is not None:
-                    raise EOFError("the compressed stream ends in the middle")
-                return 0
-            self._frame = self._frame or self._make()
-            try:
-                self._ready = self._frame.decompress(data)
-            except self._error as error:
-                raise EOFError(str(error)) from error
-            if self._frame.eof:
-                self._rest, self._frame = self._frame.unused_data, None
-        count = min(len(buffer), len(self._ready))
-        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
-        return count
-
-
 class _Tail(io.RawIOBase):
     """Passes a tar stream on and remembers its last block: a whole one ends in zeros."""
 
@@ -181,7 +151,7 @@ def opened(stream: IO[bytes], kind: str) -> IO[bytes]:
     """The uncompressed bytes of a stream."""
     opener: dict[str, Any] = {
         "gzip": lambda: gzip.GzipFile(fileobj=stream), "xz": lambda: lzma.LZMAFile(stream),  # noqa: SIM115  # closed with stream
-        "bzip2": lambda: bz2.BZ2File(stream), "zstd": lambda: io.BufferedReader(ZstdStream(stream), _CHUNK),
+        "bzip2": lambda: bz2.BZ2File(stream), "zstd": lambda: zstd_open(stream, "rb"),
         "tar": lambda: stream,
     }
     found: IO[bytes] = opener[kind]()

@@ -13,11 +13,12 @@ import json
 import os
 import re
 import shutil
+import sys
 import tarfile
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -26,12 +27,18 @@ from kwdb_build.errors import BundleError, UsageError
 from kwdb_build.files import fsync_directory, human_bytes, require_space, sha256_of
 from kwdb_build.model import SOURCE_SUFFIX, Patch, SourceTree, to_json
 from kwdb_build.scratch import scratch_directory
-from kwdb_build.source.archive import ZstdStream
 from kwdb_build.source.client import GitClient
 from kwdb_build.source.inspect import full_disk_said
 from kwdb_build.source.packing import PackedRepository, unpack_repositories
 from kwdb_build.source.patches import PatchFile, keep
 from kwdb_build.source.prepared import prepared
+
+if sys.version_info >= (3, 14):
+    from compression.zstd import CompressionParameter, ZstdError
+    from compression.zstd import open as zstd_open
+else:
+    from backports.zstd import CompressionParameter, ZstdError
+    from backports.zstd import open as zstd_open
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +54,10 @@ _CHUNK = 1 << 20
 _MAX_CONTENTS = 64 << 20
 _MARGIN_BYTES = 64 << 20
 _OPENING = ".opening-"
+_OPTIONS: dict[int, int] = {
+    CompressionParameter.compression_level: 6, CompressionParameter.checksum_flag: 1,
+    CompressionParameter.nb_workers: os.cpu_count() or 1,
+}
 _MAGIC = b"\x28\xb5\x2f\xfd"
 
 
@@ -115,8 +126,6 @@ def members_of(directory: Path) -> tuple[Member, ...]:
 
 def write_bundle(contents: Contents, directory: Path, target: Path, *, sign: Path | None, progress: Progress) -> str:
     """Pack directory into target; it appears only when it is whole and on disk. Returns the digest of its contents."""
-    import zstandard
-
     text = (json.dumps(to_json(contents), indent=1, sort_keys=True) + "\n").encode()
     signature = _sign(text, sign) if sign is not None else b""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -124,8 +133,7 @@ def write_bundle(contents: Contents, directory: Path, target: Path, *, sign: Pat
     temporary = Path(name)
     try:
         with full_disk_said(target.parent, f"writing {target.name}"), os.fdopen(fd, "wb") as stream:
-            compressor = zstandard.ZstdCompressor(level=6, threads=-1, write_checksum=True)
-            with compressor.stream_writer(stream, closefd=False) as packed:
+            with zstd_open(stream, "wb", options=_OPTIONS) as packed:
                 _write_members(packed, contents, text, signature, directory, progress)
             stream.flush()
             os.fchmod(stream.fileno(), 0o644)
@@ -138,7 +146,7 @@ def write_bundle(contents: Contents, directory: Path, target: Path, *, sign: Pat
 
 
 def _write_members(
-    packed: IO[bytes], contents: Contents, text: bytes, signature: bytes, directory: Path, progress: Progress
+    packed: Any, contents: Contents, text: bytes, signature: bytes, directory: Path, progress: Progress
 ) -> None:
     done = 0
     with tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar:
@@ -174,12 +182,12 @@ def check_bundle(file: Path, *, key: Path | None, progress: Progress, into: Path
             if stream.read(len(_MAGIC)) != _MAGIC:
                 raise _refused(file, "it is no bundle of kwdb-build (not compressed with zstd)")
             stream.seek(0)
-            reader = io.BufferedReader(ZstdStream(stream), _CHUNK)
+            reader = zstd_open(stream, "rb")
             with tarfile.open(fileobj=reader, mode="r|") as tar:
                 checked = _check_members(file, tar, key=key, into=into, progress=progress)
             while reader.read(_CHUNK):  # the checksum of the whole stream stands at its end
                 pass
-    except (tarfile.TarError, EOFError, UnicodeDecodeError) as error:
+    except (tarfile.TarError, EOFError, ZstdError, UnicodeDecodeError) as error:
         raise _refused(file, f"it is damaged or cut short ({error})") from error
     return checked
 

@@ -76,6 +76,7 @@ def _reuse(place: Path, progress: Progress, still: Callable[[Path], bool]) -> So
         progress.update("checking the prepared source")
         whole = tree.path == place / SOURCE_SUFFIX and tree.content == content_digest(tree.path)
         if whole and still(place):
+            os.utime(place)  # `cache list` tells when it was last used
             return tree
         found = "what its submodules came from is another now" if whole else "its files were changed"
     if (store := holds_store(place)) is not None:

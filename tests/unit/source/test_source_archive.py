@@ -7,13 +7,13 @@ import gzip
 import io
 import lzma
 import os
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,10 +22,15 @@ from kwdb_build.errors import UnsafeArchiveError
 from kwdb_build.source.archive import Limits, is_archive_name, stem, unpack
 from kwdb_build.source.prepared import leads_out
 
+if sys.version_info >= (3, 14):
+    from compression.zstd import compress
+else:
+    from backports.zstd import compress
+
 MTIME = 1_700_000_000
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "tar": bytes, "tar.gz": gzip.compress, "tar.xz": lzma.compress, "tar.bz2": bz2.compress,
-    "tar.zst": zstandard.ZstdCompressor().compress,
+    "tar.zst": compress,
 }
 
 

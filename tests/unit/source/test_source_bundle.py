@@ -6,19 +6,26 @@ import dataclasses
 import io
 import json
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import zstandard
 
 from kwdb_build.console import Progress
 from kwdb_build.errors import BundleError, UsageError
 from kwdb_build.model import Patch, SourceTree, Version, to_json
 from kwdb_build.source import bundle
 from kwdb_build.source.packing import PackedRepository
+
+if sys.version_info >= (3, 14):
+    from compression.zstd import CompressionParameter, compress
+    from compression.zstd import open as zstd_open
+else:
+    from backports.zstd import CompressionParameter, compress
+    from backports.zstd import open as zstd_open
 
 DATA = {"source/0.pack": b"pack" * 5000, "toolchain/lock.toml": b"lock", "toolchain/image.tar": bytes(range(256)) * 800}
 
@@ -63,7 +70,7 @@ def refused(file: Path, words: str, **options: Any) -> None:
 
 
 def members(file: Path) -> list[tuple[str, bytes]]:
-    with zstandard.open(file, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+    with zstd_open(file, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
         return [(entry.name, tar.extractfile(entry).read()) for entry in tar]  # type: ignore[union-attr]
 
 
@@ -76,7 +83,7 @@ def packed(file: Path, entries: list[tuple[str, bytes]], *, kind: bytes = tarfil
             if name == "link":
                 info.type, info.size, info.linkname = kind, 0, "/etc/passwd"
             tar.addfile(info, io.BytesIO(data))
-    file.write_bytes(zstandard.ZstdCompressor(write_checksum=True).compress(stream.getvalue()))
+    file.write_bytes(compress(stream.getvalue(), options={CompressionParameter.checksum_flag: 1}))
     return file
 
 
