@@ -128,7 +128,6 @@ def write_bundle(contents: Contents, directory: Path, target: Path, *, sign: Pat
     """Pack directory into target; it appears only when it is whole and on disk. Returns the digest of its contents."""
     text = (json.dumps(to_json(contents), indent=1, sort_keys=True) + "\n").encode()
     signature = _sign(text, sign) if sign is not None else b""
-    target.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
     temporary = Path(name)
     try:

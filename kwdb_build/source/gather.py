@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kwdb_build.errors import UsageError
+from kwdb_build.errors import SourceError, UsageError
 from kwdb_build.model import Patch
 from kwdb_build.source.archive import is_archive_name
+from kwdb_build.source.prepared import printable
 
 if TYPE_CHECKING:
     from kwdb_build.console import Progress
@@ -46,7 +47,13 @@ def gather(
     """The source tree of a request, patched as chosen. Errors: those of fetch, local, worktree, bundle and patches."""
     from kwdb_build.source.patches import apply_patches
 
-    tree = _base(request, choice, home=home, progress=progress, log=log)
+    try:
+        tree = _base(request, choice, home=home, progress=progress, log=log)
+    except OSError as error:
+        raise SourceError(
+            f"the source cannot be read or copied: {error.strerror or error}", context=printable(str(error.filename)),
+            hint="look at the rights of that file and of --home", log=log,
+        ) from error
     return apply_patches(tree, choice.patches, home=home, progress=progress, log=log)
 
 
@@ -62,6 +69,13 @@ def _base(request: SourceRequest, choice: SourceChoice, *, home: Path, progress:
     from kwdb_build.source.worktree import Worktree, is_worktree, prepare_worktree
 
     path = choice.local.expanduser().absolute()
+    if path.is_dir() and home.resolve().is_relative_to(path.resolve()):
+        raise UsageError(
+            f"home {home} lies inside of the source {path}, and would be copied too",
+            hint="choose another place with --home",
+        )
+    if str(path) != printable(str(path)):
+        raise UsageError(f"this path cannot be written down safely: {printable(str(path))}", hint="rename it")
     if is_worktree(path):
         if choice.submodules:
             raise UsageError(

@@ -64,7 +64,7 @@ def prepare_local(source: LocalSource, *, home: Path, progress: Progress, log: P
     SourceError, SpaceError.
     """
     source = replace(source, path=source.path.absolute())
-    if not source.path.exists():
+    if not (source.path.is_file() or source.path.is_dir()):
         raise UsageError(f"there is no archive or directory {source.path}")
     if source.path.is_dir() and (store := holds_store(source.path)) is not None:
         raise SourceError(f"{source.path} holds a database store", context=str(store),

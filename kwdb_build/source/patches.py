@@ -18,7 +18,7 @@ from kwdb_build.files import write_atomic
 from kwdb_build.model import SOURCE_SUFFIX, Patch, SourceTree
 from kwdb_build.source.client import GitClient
 from kwdb_build.source.inspect import content_digest, copy_tree, full_disk_said
-from kwdb_build.source.prepared import digest_name, links_out, prepared, stage_everything
+from kwdb_build.source.prepared import digest_name, links_out, prepared, printable, stage_everything
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -108,7 +108,7 @@ def _read_file(path: Path, directory: str, strip: int) -> PatchFile:
             f"{path} holds no diff", hint="export it with `git format-patch` or `git diff --binary`"
         )
     digest = hashlib.sha256(data).hexdigest()
-    return PatchFile(patch=Patch(name=path.name, sha256=digest, directory=directory, strip=strip), data=data)
+    return PatchFile(patch=Patch(name=printable(path.name), sha256=digest, directory=directory, strip=strip), data=data)
 
 
 def keep(files: Iterable[PatchFile], home: Path) -> tuple[Patch, ...]:

@@ -99,6 +99,11 @@ def digest_name(kind: str, *parts: str) -> str:
     return f"{kind}-{digest.hexdigest()[:40]}"
 
 
+def printable(name: str) -> str:
+    """A file's name as it can be printed and written down: what is no text, or steers a terminal, as an escape."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
+
+
 def leads_out(link: str, target: str) -> bool:
     """Whether a symlink at the relative path link, pointing to target, leaves the tree it is in."""
     if target.startswith("/") or not target:

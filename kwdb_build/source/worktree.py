@@ -21,7 +21,7 @@ from kwdb_build.source.cachelock import LOCK_TIMEOUT_S, hold
 from kwdb_build.source.client import GitClient
 from kwdb_build.source.inspect import content_digest, full_disk_said, read_version
 from kwdb_build.source.mirror import MARGIN_BYTES
-from kwdb_build.source.prepared import copy_plain, digest_name, links_out, prepared, raw_attributes
+from kwdb_build.source.prepared import copy_plain, digest_name, links_out, prepared, printable, raw_attributes
 from kwdb_build.source.reference import redact
 from kwdb_build.source.submodules import Pin, read_pins
 
@@ -182,7 +182,8 @@ class _Copying:
             cwd=target, what="looking for changes",
         )
         self.changed += [
-            f"{line[:2]} {prefix}{line[3:]}" for line in status.split("\0") if line and line[3:].rstrip("/") not in pins
+            f"{line[:2]} {prefix}{printable(line[3:])}" for line in status.split("\0")
+            if line and line[3:].rstrip("/") not in pins
         ]
         return commit
 

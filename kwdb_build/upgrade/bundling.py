@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kwdb_build import __version__
-from kwdb_build.errors import BundleError
+from kwdb_build.errors import BundleError, UsageError
 from kwdb_build.files import require_space
 from kwdb_build.scratch import scratch_directory
 from kwdb_build.source import bundle, packing, patches
@@ -45,6 +46,10 @@ def create(
     """
     from kwdb_build.upgrade.workshop import fetched
 
+    if target.is_dir() or not os.access(target.parent, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"no bundle can be written to {target}", hint="name a file in a directory that you may write to"
+        )
     total = 3 if image else 2
     with console.step(1, total, f"fetch {ref}"):
         plain = replace(choice, patches=())

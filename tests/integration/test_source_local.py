@@ -195,6 +195,25 @@ def test_a_directory_is_never_written_to(local: Local, plain: Path) -> None:
     assert tree.path.stat().st_nlink == 0 or (tree.path / "Makefile").stat().st_nlink == 1
 
 
+def test_bad_input(local: Local, plain: Path, machine: Machine, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.tar.gz")
+    with pytest.raises(UsageError, match="no archive or directory"):
+        local(tmp_path / "pipe.tar.gz")
+    with pytest.raises(UsageError, match="no archive or directory"):
+        local(tmp_path / "missing.tar.gz")
+    with pytest.raises(UsageError, match="--dirty is for a git checkout"):
+        local(plain, dirty=True)
+    with pytest.raises(UsageError, match="no submodule 'nosuch'"):
+        local(plain, submodules=(("nosuch", plain),))
+    os.mkfifo(plain / "pipe")
+    with pytest.raises(SourceError, match="neither a file nor a symlink"):
+        local(plain)
+    (plain / "pipe").unlink()
+    machine.home = plain / "home"
+    with pytest.raises(UsageError, match="lies inside of the source"):
+        local(plain)
+
+
 # ------------------------------------------------------------------- checkouts
 
 
@@ -249,6 +268,14 @@ def test_moved_submodules_are_said_and_recorded(local: Local, checkout: Path, ma
     git(tree.path, "submodule", "update", "--init", "--recursive")
     assert git(tree.path / "kwbase/vendor", "rev-parse", "HEAD") == old
     assert f"+Subproject commit {old}" in difference(tree, home=machine.home, progress=machine.said, log=machine.log)
+
+
+def test_names_that_are_no_text(local: Local, checkout: Path) -> None:
+    odd = os.fsencode(checkout) + b"/odd\xff\x1b[31m"
+    Path(os.fsdecode(odd)).touch()
+    tree = local(checkout, dirty=True)
+    assert tree.changed == ("?? odd\\udcff\\x1b[31m",), "nothing that steers a terminal"
+    assert (os.fsencode(tree.path) + b"/odd\xff\x1b[31m") in {os.fsencode(path) for path in tree.path.iterdir()}
 
 
 def test_a_checkout_without_its_submodules(local: Local, checkout: Path) -> None:
