@@ -224,13 +224,13 @@ class Mirror:
         refs = self.ask(source)
         target = self.target(source, ref, refs)
         if target is None and not pinned:
-            raise unknown_reference(ref, refs, url=self.url)
+            raise unknown_reference(ref, refs, url=source.shown)
         if source is not self.ways[0] and target is not None:
             self._require_agreement(source, path, ref, target, pinned)
             self.client.progress.note(f"{ref} is {target.commit[:12]} according to {redact(source.address)}")
         target = pinned[0] if pinned else target
         if target is None:
-            raise unknown_reference(ref, refs, url=self.url)
+            raise unknown_reference(ref, refs, url=source.shown)
         short = target.kind == "commit" and not is_full_commit(target.commit)
         if not short and not pinned:
             pinned.append(target)
@@ -240,7 +240,7 @@ class Mirror:
             target = self._expand(path, target, refs)
         self._require_kind(path, target.commit)
         if not self.has_commit(path, target.commit):
-            self._fetch_alone(path, source, target.commit, missing=unknown_reference(ref, refs, url=self.url))
+            self._fetch_alone(path, source, target.commit, missing=unknown_reference(ref, refs, url=source.shown))
         self._keep(path, target.commit)
         return target
 

@@ -19,7 +19,7 @@ _BLOCK_BYTES = 4096
 _GITLINK = "160000"
 _HASH_BYTES = 20
 _CHUNK = 1 << 20
-_NO_SINGLE = re.compile(r"unadvertised object|does not support shallow|no-single-objects", re.IGNORECASE)
+_NO_SINGLE = re.compile(r"unadvertised object|does not support shallow", re.IGNORECASE)
 _NO_FILTER = re.compile(r"filtering not recognized by server", re.IGNORECASE)
 _MIN_ABBREV = 7
 
