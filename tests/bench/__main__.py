@@ -66,6 +66,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON document here instead of to stdout")
     parser.add_argument("--pairs", type=int, default=5, metavar="N", help="pairs of restarts (default: 5)")
     parser.add_argument("--builds", type=int, default=2, metavar="N", help="pairs of cold builds (default: 2; 0: none)")
+    parser.add_argument("--restarts", type=int, default=20, metavar="N", help="pairs of bare restarts (default: 20)")
     parser.add_argument("--ballast", type=int, default=256, metavar="MIB", help="data for the size figure (0: none)")
     parser.add_argument("--images", action="store_true", help="make a build image of KWDB's from nothing, too (minutes)")
     return parser.parse_args(argv)
@@ -107,6 +108,8 @@ def _server(bench: Bench, place: Path, options: argparse.Namespace) -> list[Figu
     tool = Tool(home=place / "home", repositories=bench.repositories, docker_host=bench.workshop.engine.info().address)
     with bench.console.step(3, 4, f"{options.pairs} upgrades, restarts and bare restarts, in turns"):
         samples = downtime.measure(tool, old, place, ref=NEW, pairs=options.pairs)
+        again = downtime.restarts(tool, old, place, pairs=options.restarts)
+        captures = downtime.captures(old, place, times=10)
         loaded = downtime.ballast(tool, old, place, ref=NEW, mib=options.ballast) if options.ballast else None
     names = samples.parts[0]
     parts = ", ".join(f"{name} {statistics.median(p[name] for p in samples.parts):.2f}" for name in names)
@@ -120,6 +123,12 @@ def _server(bench: Bench, place: Path, options: argparse.Namespace) -> list[Figu
             f"downtime of {name}, client without answer", [one.silence_s for one in seen],
             [one.silence_s for one in samples.bare], aim=None,
         ))
+    if again.bare:
+        figures.append(paired(
+            f"downtime of restart, {options.restarts} pairs", [one.from_sigterm_s for one in again.restart],
+            [one.from_sigterm_s for one in again.bare], aim=1.05, note="one server, nothing but restarts",
+        ))
+    figures.append(single("capture of a running server", captures, "ms", aim=50.0, note="the version asked beside it"))
     if loaded is not None:
         without = statistics.median(part["backup"] for part in samples.parts)
         figures.append(single(

@@ -31,6 +31,7 @@ from typing import Any
 import psutil
 
 from kwdb_build.model import Artifact
+from kwdb_build.server import capture
 from tests.integration.tool import Tool
 from tests.minikwdb.instance import Instance
 
@@ -106,6 +107,31 @@ def measure(tool: Tool, old: Artifact, root: Path, *, ref: str, pairs: int) -> S
     return samples
 
 
+def restarts(tool: Tool, old: Artifact, root: Path, *, pairs: int) -> Samples:
+    """One running server, restarted by the tool and bare in turns, the order changed with each pair."""
+    samples = Samples()
+    with server(old, root / "server-restarts") as instance:
+        for number in range(pairs):
+            kinds = [(samples.bare, lambda: bare(instance)), (samples.restart, lambda: restart(tool, instance))]
+            for into, action in kinds if number % 2 else reversed(kinds):
+                with watched(instance, into) as told:
+                    told.append(action())
+    return samples
+
+
+def captures(old: Artifact, root: Path, *, times: int) -> list[float]:
+    """Milliseconds of a capture in a process that has loaded what it needs (the first one is not counted)."""
+    with server(old, root / "server-captures") as instance:
+        pid = instance.pid()
+        assert pid is not None
+        found = []
+        for _ in range(times + 1):
+            began = time.monotonic()
+            capture.capture(pid)
+            found.append(1000 * (time.monotonic() - began))
+    return found[1:]
+
+
 def ballast(tool: Tool, old: Artifact, root: Path, *, ref: str, mib: int) -> float:
     """Seconds of the backup part of the downtime with so much more data in the store."""
     samples = Samples()
@@ -133,7 +159,8 @@ def server(old: Artifact, root: Path) -> Iterator[Instance]:
 
 def restart(tool: Tool, instance: Instance) -> float:
     """`kwdb-build restart`; the time of its SIGTERM."""
-    answer = tool("restart", "--store", str(instance.store), "-y", "--json")
+    # The second look comes after the downtime.
+    answer = tool("restart", "--store", str(instance.store), "-y", "--json", KWDB_BUILD_SETTLE_S="0.1")
     if answer.code != 0:
         raise RuntimeError(answer.err)
     return float(answer.json["restart"]["began"])
