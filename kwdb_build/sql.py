@@ -64,7 +64,13 @@ class Login:
                 found["sslcert"] = str(certificate)
                 found["sslkey"] = str(certificate.with_suffix(".key"))
         if self.password_file is not None:
-            found["password"] = self.password_file.read_text(encoding="utf-8").rstrip("\n")
+            try:
+                found["password"] = self.password_file.read_text(encoding="utf-8").rstrip("\n")
+            except OSError as error:
+                raise SqlError(
+                    f"cannot read the password of {self.user}: {error.strerror}", context=str(self.password_file),
+                    hint="name its file by --sql-password-file, or type it: --ask-sql-password",
+                ) from error
         return found
 
 

@@ -65,6 +65,33 @@ _BUILD = (
 )
 
 
+def password(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of the SQL user. A typed password becomes the password file of this call, and is on no disk."""
+
+    @click.option("--sql-user", help="SQL user of the checks (default: root).")
+    @click.option("--sql-password-file", type=click.Path(), help="File with that user's password.")
+    @click.option("--ask-sql-password", is_flag=True, help="Type that password instead of naming a file.")
+    @functools.wraps(function)
+    def call(console: Console, settings: Settings, *, ask_sql_password: bool, **options: Any) -> Any:
+        for name in ("sql_user", "sql_password_file"):  # they are in the settings
+            options.pop(name)
+        if ask_sql_password:
+            settings = settings.model_copy(update={"sql_password_file": typed_password(settings.sql_user)})
+        return function(console, settings, **options)
+
+    return call
+
+
+def typed_password(user: str) -> Path:
+    """Ask for a password; the path of a file in memory that this process and its children can read."""
+    import getpass
+    import os
+
+    fd = os.memfd_create("sql-password")
+    os.write(fd, getpass.getpass(f"SQL password of {user}: ").encode())
+    return Path(f"/proc/{os.getpid()}/fd/{fd}")
+
+
 def stack(options: tuple[Callable[[Any], Any], ...]) -> Callable[[Any], Any]:
     """One decorator for several options, shown in the order given."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kwdb_build.cli.options import building, commands, common, server, source, stack, verb
+from kwdb_build.cli.options import building, commands, common, password, server, source, stack, verb
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,8 +30,6 @@ _GATE = (
                  help="Start the new version with this flag as well. Repeatable."),
     click.option("--no-trial", is_flag=True, help="Do not try the new version on an empty store before the stop."),
     *_WAITS,
-    click.option("--sql-user", help="SQL user of the checks (default: root)."),
-    click.option("--sql-password-file", type=click.Path(), help="File with that user's password."),
 )
 
 
@@ -66,6 +64,7 @@ def _request(settings: Settings, ref: str, options: dict[str, Any], *, keep: boo
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before the restart.")
 @common
 @verb
+@password
 def upgrade(console: Console, settings: Settings, *, ref: str, dry_run: bool, yes: bool, **options: Any) -> int:
     """Upgrade a running kwbase to REF (tag, branch, commit; or an archive, directory or checkout by its path).
 
@@ -102,6 +101,7 @@ def upgrade(console: Console, settings: Settings, *, ref: str, dry_run: bool, ye
 @_gate_options
 @common
 @verb
+@password
 def plan(console: Console, settings: Settings, *, ref: str, **options: Any) -> int:
     """Show what an upgrade to REF would do, and why; change nothing."""
     return _plan(console, settings, ref, options)
@@ -128,6 +128,7 @@ def _plan(console: Console, settings: Settings, ref: str, options: dict[str, Any
 @_wait_options
 @common
 @verb
+@password
 def resume(console: Console, settings: Settings, *, run: str | None, **waits: float | None) -> int:
     """Go on with a run that was cut off (default: the newest), forwards or back."""
     from kwdb_build.cli import render
@@ -144,6 +145,7 @@ def resume(console: Console, settings: Settings, *, run: str | None, **waits: fl
 @click.option("--yes", "-y", is_flag=True, help="Do not ask, also when data written since the upgrade is given up.")
 @common
 @verb
+@password
 def rollback(console: Console, settings: Settings, *, run: str | None, yes: bool) -> int:
     """Take a run back (default: the newest): old binary, old libraries, old data.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kwdb_build.cli.options import commands, common, verb
+from kwdb_build.cli.options import commands, common, password, verb
 from kwdb_build.cli.options import server as server_options
 
 if TYPE_CHECKING:
@@ -145,6 +145,7 @@ def _facts(console: Console, deployment: Deployment, settings: Settings) -> None
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @common
 @verb
+@password
 def restart(console: Console, settings: Settings, *, pid: int | None, store: Path | None, listen: str | None,
             capture_file: Path | None, yes: bool, **commands: str | None) -> int:
     """Stop a running kwbase and start it with the same command; or start one that is down (--capture)."""

@@ -161,7 +161,9 @@ def _reopened(
                 f"run {run.id} is finished ({result.outcome})", hint="see `kwdb-build history` for the others"
             )
         request = run.load(UpgradeRequest, run.request)
-        merged = Settings.model_validate(request.settings | {"home": settings.home} | dict(overrides or {}))
+        # A password that was typed for the run is gone with its process.
+        password = {"sql_password_file": settings.sql_password_file} if settings.sql_password_file else {}
+        merged = Settings.model_validate(request.settings | {"home": settings.home} | password | dict(overrides or {}))
         with _session(run, request, merged, console, assume_yes=True) as context:
             if context.journal.started("stop"):
                 _require_own_server(context, kept=context.journal.done("keep"))

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from kwdb_build.cli import options
 from kwdb_build.cli.main import _VERBS, kwdb_build, main
 from kwdb_build.errors import EXIT_CODE_MEANINGS, ExitCode
+from kwdb_build.model import Address
+from kwdb_build.sql import Login, SqlError
 
 ROOT = Path(__file__).parents[3]
 
@@ -56,3 +59,20 @@ def test_readme_has_the_table_of_exit_codes() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| (\d+) \| (.+?) \|$", readme, re.MULTILINE))
     assert rows == {str(int(code)): meaning for code, meaning in EXIT_CODE_MEANINGS.items()}
+
+
+def test_a_typed_password_is_a_file_in_memory_for_us_and_our_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("getpass.getpass", lambda _: "ge heim")
+    path = options.typed_password("admin")
+    login = Login(address=Address(host="127.0.0.1", port=1), user="admin", password_file=path)
+    assert login.parameters()["password"] == "ge heim"
+    assert subprocess.run(["cat", str(path)], capture_output=True, check=True).stdout == b"ge heim"
+    assert "memfd:" in str(path.readlink())
+    assert "ge heim" not in repr(login)
+
+
+def test_a_password_file_that_cannot_be_read_is_a_clear_error(tmp_path: Path) -> None:
+    login = Login(address=Address(host="127.0.0.1", port=1), password_file=tmp_path / "none")
+    with pytest.raises(SqlError, match="cannot read the password of root") as caught:
+        login.parameters()
+    assert "--ask-sql-password" in caught.value.hint
