@@ -152,11 +152,12 @@ def _validate(deployment: Deployment, settings: Settings, console: Console, *, r
 
 def _account(began: float, stopped_s: float, launched: float, ready: Ready, seen: Watcher) -> Restarted:
     answered = seen.answered_after(launched) or time.time()
+    until_answer = max(0.0, answered - launched)
+    start_s = min(ready.ready_s, until_answer)  # a client may be served before we see that it is ready
     return Restarted(
         pid=ready.pid, began=began, downtime_s=round(answered - began, 3),
         parts={
-            "stop": round(stopped_s, 3), "start": round(ready.ready_s, 3),
-            "first answer": round(max(0.0, answered - launched - ready.ready_s), 3),
+            "stop": round(stopped_s, 3), "start": round(start_s, 3), "first answer": round(until_answer - start_s, 3),
         },
     )
 

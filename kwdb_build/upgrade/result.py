@@ -194,8 +194,9 @@ def _downtime(run: RunDirectory, journal: Journal) -> dict[str, Any]:
     parts = _downtime_parts(times)
     if not undos and "ready_s" in (started := read_json(run.started)):
         # The step itself goes on after the first answer (it looks at what was loaded).
-        parts["start"] = round(float(started["ready_s"]), 3)
-        parts["first answer"] = round(max(0.0, answered - started["began"] - started["ready_s"]), 3)
+        until_answer = max(0.0, answered - started["began"])  # a client may be served before we see that it is ready
+        parts["start"] = round(min(float(started["ready_s"]), until_answer), 3)
+        parts["first answer"] = round(until_answer - parts["start"], 3)
     gone_back = bool(undos) and read_json(run.started).get("label") != "old"
     if answered <= began or gone_back:  # the answer of a server that was ended since proves nothing
         return {"downtime_parts": parts}
