@@ -102,11 +102,14 @@ def ensure_image(
     with _only_one(images / f"{toolchain.name}-{toolchain.lock_digest[:16]}.lock", progress):
         if found := engine.image_id(toolchain.image_tag):  # the one we waited for has made it
             return found
-        free = engine.info().free_bytes
+        info = engine.info()
+        free = info.free_bytes
         if 0 <= free < _ENGINE_BYTES:
             raise SpaceError(
                 f"not enough disk space for the build image: {files.human_bytes(_ENGINE_BYTES)} needed, "
-                f"{files.human_bytes(free)} free in the engine's storage", hint="docker system df; docker image prune",
+                f"{files.human_bytes(free)} free in the engine's storage",
+                hint=f"make room at {info.address}" if info.kind == "sandbox"
+                else f"{info.kind} system df; {info.kind} image prune",
             )
         base, network = _base(toolchain, engine=engine, settings=settings, progress=progress, log=log)
         with tempfile.TemporaryDirectory(dir=images, prefix=".context-") as temporary:

@@ -251,6 +251,41 @@ def test_as_an_ordinary_user(open_place: Path) -> None:
     assert lines[-2:] == ["1", "owner 4321"], "the image is read-only"
 
 
+INTERACTIVE = """
+import os, sys
+from pathlib import Path
+from kwdb_build.engine.base import RunSpec
+from kwdb_build.engine.sandbox import SandboxEngine
+user = os.geteuid() or 1234
+with SandboxEngine.open(Path(sys.argv[1])) as engine:
+    spec = RunSpec(image=sys.argv[2], argv=("sh",), uid=user, gid=user, interactive=True,
+                   environment={"PATH": "/bin", "PS1": "inside> "})
+    print("code", engine.run(spec, on_line=print, log=Path(sys.argv[1], "log")).returncode)
+"""
+
+
+def test_a_shell_has_a_terminal_of_its_own(sandbox: SandboxEngine, tmp_path: Path) -> None:
+    import pexpect
+
+    with tiny_image(sandbox, tmp_path) as image:
+        child = pexpect.spawn(
+            sys.executable, ["-c", INTERACTIVE, str(tmp_path / "sandbox"), image], cwd=str(TOP), encoding="utf-8",
+            timeout=60, env={**os.environ, "PYTHONPATH": str(TOP)},
+        )
+        child.expect_exact("inside> ")
+        child.sendline("test -t 0 && echo a-$((40+2))-terminal; sleep 600")
+        child.expect_exact("a-42-terminal")
+        for _ in range(60):  # the first may come before the sleep does, when it is the shell's own
+            child.sendintr()
+            if child.expect_exact(["inside> ", pexpect.TIMEOUT], timeout=1) == 0:
+                break
+        child.sendline("exit 0")
+        child.expect("code [0-9]")  # a shell may complain that it cannot give the terminal back to a session outside
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == 0
+
+
 def test_a_failed_run_can_go_on(sandbox: SandboxEngine, tmp_path: Path) -> None:
     import dataclasses
 
