@@ -16,6 +16,8 @@ from kwdb_build.model import CheckResult, Verdict
 from kwdb_build.toolchain.catalog import MANAGERS, library_fixes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from kwdb_build.model import Artifact
 
 _LIBRARIES = "shared libraries of this host"
@@ -127,6 +129,31 @@ def loader_row(required: tuple[str, ...], answer: str) -> CheckResult:
         fix="; ".join([*dict.fromkeys(way[0] for way in ways), other]),
         fixes=tuple(dict.fromkeys(command for way in ways for command in way)),
     )
+
+
+_LINKED_PACKAGE = re.compile(r"libprotobuf(\d+)(?:t64)?")
+
+
+def foreseen_links(locked: Iterable[str], present: frozenset[str] | None) -> tuple[CheckResult, ...]:
+    """What a build with these packages will link that this host lacks, before it is built; rows only where there are.
+
+    Of all libraries that KWDB up to 3.1 takes from the system only protobuf changes its name with the distribution.
+    """
+    rows = []
+    for name in locked:
+        match = _LINKED_PACKAGE.fullmatch(name)
+        soname = f"libprotobuf.so.{match[1]}" if match else ""
+        if not soname or present is None or soname in present:
+            continue
+        ways = library_fixes(soname, own_manager())
+        other = sorted(library for library in present if library.startswith("libprotobuf.so."))
+        rows.append(CheckResult(
+            name=f"{soname} (foreseen)", verdict=Verdict.WARN, required="what the build will link",
+            found=f"this host has {', '.join(other) or 'none'}", fixes=ways,
+            fix=f"{ways[0]} where it has that, or put the library into lib/ beside the new ones; an upgrade would be "
+            "refused before the stop",
+        ))
+    return tuple(rows)
 
 
 def own_manager() -> str:

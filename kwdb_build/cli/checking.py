@@ -46,8 +46,8 @@ def check(
     with console.step(3, 3, "check this host"):
         deployment, unknown = running_server(Selector(pid=pid, store=store, listen=listen))
         on_host = examine_host(
-            tree, settings=settings, artifact=workshop.find(tree), compiling=host, deployment=deployment,
-            unknown_server=unknown,
+            tree, settings=settings, toolchain=workshop.toolchain(tree), artifact=workshop.find(tree), compiling=host,
+            deployment=deployment, unknown_server=unknown,
         )
         console.update(summary(on_host))
     rows += on_host

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from kwdb_build.config import Settings
-    from kwdb_build.model import Artifact, Deployment, SourceTree
+    from kwdb_build.model import Artifact, Deployment, SourceTree, Toolchain
     from kwdb_build.server.discover import Selector
 
 GROUPS = {
@@ -28,11 +28,11 @@ _PORTS = {26257: "SQL and nodes", 8080: "HTTP", 27257: "brpc of a cluster"}
 
 
 def examine_host(
-    tree: SourceTree, *, settings: Settings, artifact: Artifact | None, compiling: bool,
+    tree: SourceTree, *, settings: Settings, toolchain: Toolchain, artifact: Artifact | None, compiling: bool,
     deployment: Deployment | None, unknown_server: str = "",
 ) -> tuple[CheckResult, ...]:
     """All rows but the build image's. unknown_server: why a server's part could not be looked at."""
-    rows = [*_running(tree, artifact, compiling=compiling), *_machine(tree, settings, deployment)]
+    rows = [*_running(tree, toolchain, artifact, compiling=compiling), *_machine(tree, settings, deployment)]
     if unknown_server:
         rows.append(CheckResult(name="server", verdict=Verdict.UNKNOWN, found=unknown_server, group="server"))
     if deployment is not None:
@@ -43,8 +43,10 @@ def examine_host(
     return tuple(rows)
 
 
-def _running(tree: SourceTree, artifact: Artifact | None, *, compiling: bool) -> list[CheckResult]:
-    from kwdb_build.build.host import check_links, glibc_floor, host_facts
+def _running(
+    tree: SourceTree, toolchain: Toolchain, artifact: Artifact | None, *, compiling: bool
+) -> list[CheckResult]:
+    from kwdb_build.build.host import check_links, foreseen_links, glibc_floor, host_facts
     from kwdb_build.toolchain.check import Subject, check
     from kwdb_build.toolchain.probe import probe_host
 
@@ -55,6 +57,8 @@ def _running(tree: SourceTree, artifact: Artifact | None, *, compiling: bool) ->
     if artifact is not None:
         rows += _grouped("links", check_links(artifact, host_facts()))
     else:
+        locked = (package.name for package in toolchain.debian)
+        rows += _grouped("links", foreseen_links(locked, host_facts().libraries))
         rows.append(CheckResult(
             name="libraries and C library", verdict=Verdict.SKIP, group="links",
             found="checked on the binaries themselves, once they are built",

@@ -118,6 +118,22 @@ def test_two_bases_are_the_same_bytes_and_hold_nothing_of_this_machine(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_older_distribution_is_bootstrapped_alike_twice(settings: Settings, tmp_path: Path) -> None:
+    """Debian 11 from this machine's own mirror, which its apt sources need not name."""
+    toolchain = load("kwdb-2.2", search=toolchains_root(), home=settings.home)
+    log = tmp_path / "log"
+    archives = base_image.fetch_packages(toolchain, settings=settings, progress=Progress(), log=log)
+    made = [tmp_path / "one.tar", tmp_path / "two.tar"]
+    for target in made:
+        base_image.make(archives, target, architecture="amd64", progress=Progress(), log=log)
+    assert sha256_of(made[0]) == sha256_of(made[1])
+    with tarfile.open(made[0]) as tar:
+        names = {member.name.removeprefix("./") for member in tar}
+    assert "usr/include/google/protobuf/stubs/stringprintf.h" in names, "what libroach includes"
+
+
+@pytest.mark.slow
 def test_gone_package(engine: DockerEngine, prepared: PreparedImage, settings: Settings, tmp_path: Path) -> None:
     """A lock of long ago: refused when strict; else resolved anew, said aloud, and used."""
     old = tmp_path / "toolchain"

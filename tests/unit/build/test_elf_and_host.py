@@ -13,6 +13,7 @@ from kwdb_build.build.host import (
     Floor,
     HostFacts,
     check_links,
+    foreseen_links,
     glibc_floor,
     host_facts,
     host_supports,
@@ -197,3 +198,14 @@ def test_a_loader_that_finds_too_old_versions() -> None:
     assert (row.verdict, row.found) == (Verdict.FAIL, "too old: GLIBC_2.38 (for kwbase)")
     assert loader_row(("libm.so.6",), "\tlibm.so.6 => /lib/libm.so.6 (0x0)\n").verdict is Verdict.OK
     assert loader_row(("libm.so.6",), "exited with unknown exit code (139)").verdict is Verdict.UNKNOWN
+
+
+def test_a_library_that_the_build_will_link_and_this_host_has_under_another_name() -> None:
+    row, = foreseen_links(("libc6", "libprotobuf23", "libprotobuf-dev"), frozenset({"libprotobuf.so.32", "libz.so.1"}))
+    assert (row.name, row.verdict, row.found) == (
+        "libprotobuf.so.23 (foreseen)", Verdict.WARN, "this host has libprotobuf.so.32"
+    )
+    assert "apt-get install libprotobuf23" in row.fixes
+    assert foreseen_links(("libprotobuf23",), frozenset({"libprotobuf.so.23"})) == ()
+    assert foreseen_links(("libprotobuf23",), None) == ()
+    assert foreseen_links(("libc6",), frozenset()) == ()
