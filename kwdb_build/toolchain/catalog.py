@@ -60,6 +60,7 @@ CATALOG: dict[str, Known] = {
     "libatomic": Known(files=("libatomic.so", "libatomic.a"), apt="g++", rpm="libatomic", zypper="libatomic1"),
     "libstdc++-static": Known(files=("libstdc++.a",), apt="g++", rpm="libstdc++-static", zypper="gcc-c++"),
     "libgomp": Known(files=("libgomp.spec",), apt="gcc", rpm="libgomp", zypper="gcc"),
+    "google/protobuf/stubs/stringprintf.h": Known(files=("google/protobuf/stubs/stringprintf.h",), apt="", rpm=""),
     "gflags": Known(packages=("libgflags-dev", "gflags-devel"), apt="libgflags-dev", rpm="gflags-devel"),
     "lz4": Known(packages=("liblz4-dev", "lz4-devel", "liblz4-devel"), apt="liblz4-dev", rpm="lz4-devel",
                   zypper="liblz4-devel"),
@@ -143,8 +144,8 @@ def known_of(name: str, *, running: bool) -> Known | None:
 
 
 def fixes(known: Known, own: str) -> tuple[str, ...]:
-    """The command that installs a thing, for every package manager, this machine's own first."""
-    return tuple(f"{manager} install {known.package(manager)}" for manager in _own_first(own))
+    """The command that installs a thing, for every package manager, this machine's own first; () when none does."""
+    return () if not known.apt else tuple(f"{manager} install {known.package(manager)}" for manager in _own_first(own))
 
 
 def library_fixes(soname: str, own: str) -> tuple[str, ...]:

@@ -155,7 +155,7 @@ def _ways(row: Requirement, facts: Mapping[str, str]) -> tuple[str, ...]:
 
 def _first_way(row: Requirement, ways: tuple[str, ...], subject: Subject) -> str:
     known = known_of(row.name, running=row.phase is Phase.RUN)
-    if subject.group == "image" and subject.toolchain and known:
+    if subject.group == "image" and subject.toolchain and known and known.apt:
         return (
             f"add {known.package('apt-get')} to packages in toolchain.toml of {subject.toolchain}, then "
             f"`kwdb-build toolchain lock {subject.toolchain}`"

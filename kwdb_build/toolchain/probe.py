@@ -46,6 +46,10 @@ echo "@compiler"
 for file in libatomic.so libatomic.a libstdc++.a libgomp.spec libssl.a libcrypto.a libz.a libtinfo.a; do
     printf '%s\t%s\n' "$file" "$(g++ -print-file-name="$file" 2>/dev/null)"
 done
+for place in /usr/include /usr/local/include; do
+    header=google/protobuf/stubs/stringprintf.h
+    if [ -f "$place/$header" ]; then printf '%s\t%s\n' "$header" "$place/$header"; fi
+done
 echo "@manager"
 for manager in apt-get dnf yum zypper; do
     if command -v "$manager" >/dev/null; then echo "$manager"; fi

@@ -245,6 +245,8 @@ def _seen(name: str, file: str, pattern: str, note: str, *, advisory: bool = Fal
     return _Evidence(name=name, file=file, pattern=re.compile(pattern, re.IGNORECASE), note=note, advisory=advisory)
 
 
+_INNER_HEADER = "google/protobuf/stubs/stringprintf.h"
+"""libroach of KWDB up to 3.1 includes it; protobuf installs it with no version that was looked at (3.12.4, 3.21.12)."""
 _ROOT, _MAKE, _TS, _KWBASE = "CMakeLists.txt", "Makefile", "kwdbts2/CMakeLists.txt", "kwbase/Makefile"
 _EVIDENCE = (
     _seen("make", _MAKE, r"^[\w.-]+\s*:(?!=)", "the build is driven by make"),
@@ -258,6 +260,10 @@ _EVIDENCE = (
     _seen("zlib", _TS, r"\bbrpc\b", "brpc and protobuf are compiled with it"),
     _seen("autoconf", _KWBASE, r"&&\s*autoconf\b", "configure scripts of c-deps are made by it"),
     _seen("automake", C_DEPS, r"AM_INIT_AUTOMAKE", "a library of c-deps uses it", advisory=True),
+    _seen(
+        _INNER_HEADER, C_DEPS, r"#\s*include\s*[<\"]google/protobuf/stubs/stringprintf\.h[>\"]",
+        "take it from protobuf's sources: no package installs it; PROTOBUF_DIR= names another place", advisory=True,
+    ),
     _seen("libtool", C_DEPS, r"LT_INIT|A[CM]_PROG_LIBTOOL", "a library of c-deps uses it", advisory=True),
 )
 
@@ -287,11 +293,6 @@ _TREE_WAIVERS: tuple[tuple[str, str, str, str], ...] = (
 _GCC_LOW = re.compile(r"COMPILER_VERSION\s+VERSION_LESS\s+(\d+(?:\.\d+)*)")
 _GCC_HIGH = re.compile(r"COMPILER_VERSION\s+VERSION_GREATER\s+(\d+(?:\.\d+)*)")
 _CMAKE_LOW = re.compile(r"cmake_minimum_required\s*\(\s*VERSION\s+(\d+(?:\.\d+)*)", re.IGNORECASE)
-_OLD_PROTOBUF = re.compile(r"google/protobuf/stubs/stringprintf\.h")
-_OLD_PROTOBUF_LAST = "3.20.99"
-"""protobuf 3.21 no longer has the header that libroach of KWDB up to 3.1 includes."""
-
-
 def refine(tables: tuple[Requirement, ...], builds: Mapping[str, str]) -> tuple[Requirement, ...]:
     """Add what the build files show to be needed, and mark what they show not to be; pure.
 
@@ -324,10 +325,6 @@ def _limit(row: Requirement, builds: Mapping[str, str]) -> Requirement:
     key = key_of(row.name)
     if key == "cmake" and (low := _first(_CMAKE_LOW, builds, _ROOT)):
         return replace(row, floor=low[0])
-    old_protobuf = _OLD_PROTOBUF.search(builds.get(C_DEPS, ""))
-    if key in {"libprotobuf", "libprotoc-dev"} and row.phase is Phase.COMPILE and not row.waived and old_protobuf:
-        note = f"libroach includes stubs/stringprintf.h, which newer ones lack. {row.note}".strip()
-        return replace(row, maximum=_OLD_PROTOBUF_LAST, note=note)
     return row
 
 

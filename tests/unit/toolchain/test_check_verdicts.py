@@ -142,6 +142,16 @@ def test_the_fix_is_in_the_words_of_the_distribution(manager: str, fix: str) -> 
     assert one(Requirement(name="lz4", where="w"), {"manager": manager}).fix == fix
 
 
+def test_a_header_that_no_package_installs() -> None:
+    """protobuf keeps it for itself: an advice that names a package would be wrong."""
+    name = "google/protobuf/stubs/stringprintf.h"
+    row = Requirement(name=name, where="w", advisory=True, note="take it from the sources")
+    absent = one(row)
+    assert (absent.verdict, absent.fix, absent.fixes) == (Verdict.WARN, "take it from the sources", ())
+    facts = parse_probe(["@compiler", f"{name}\t/usr/local/include/{name}", "@end"])
+    assert one(row, facts).verdict is Verdict.OK
+
+
 def test_packages_of_an_rpm_image() -> None:
     facts = parse_probe(["@packages", "ii \topenssl-devel\t1.1.1k-12.el8_9", "@end"])
     assert one(Requirement(name="libssl", where="w", minimum="1.1.1"), facts).verdict is Verdict.OK

@@ -242,8 +242,9 @@ def test_a_tree_on_disk(tmp_path: Path) -> None:
     assert rows["automake"].advisory
     assert rows["libtool"].advisory
     assert len(read.only(Phase.RUN).rows) == 3
-    (tmp_path / "README.md").write_text(CHINESE.replace("goyacc            | v0.8.0+", "libprotobuf | v3.6.1+"))
-    assert named(read_requirements(tmp_path).only(Phase.COMPILE).rows)["libprotobuf"].maximum == "3.20.99"
+    header = rows["google/protobuf/stubs/stringprintf.h"]
+    assert header.advisory
+    assert header.where == C_DEPS
 
 
 def test_a_tree_without_a_table_is_unknown_and_not_fine(tmp_path: Path) -> None:
