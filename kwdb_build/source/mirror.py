@@ -218,6 +218,8 @@ class Mirror:
         try:
             return self.sources.each(self.ways, lambda source: self._resolve_at(source, path, ref, pinned))
         except UnreachableSourceError as error:
+            if pinned:
+                raise  # somebody has said what it is now: what the cache knows may be older
             return self._unreachable(path, ref, error)
 
     def _resolve_at(self, source: Source, path: Path, ref: str, pinned: list[Target]) -> Target:
@@ -268,6 +270,7 @@ class Mirror:
     def cached_target(self, path: Path, ref: str) -> Target:
         """What ref means without asking anybody; MissingError when that is not known or its commit is not here."""
         refs = self.cached_refs(path)
+        # A cache without tags has no release: that is no answer, but something missing.
         target = choose(ref, refs, url=self.url) if refs.names or ref != LATEST else None
         name = pull_request_ref(ref)
         if target is None and name and (kept := dict(self._pulls(path)).get(name)):

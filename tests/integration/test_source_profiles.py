@@ -113,6 +113,21 @@ def test_a_tag_known_from_the_first_host_guards_against_the_second_one(
     assert machine.fetch("V1.1.0", profiles=places(first=dead, second=f"{other}/")).commit == tree.commit
 
 
+def test_a_tag_that_has_moved_is_not_taken_from_the_cache_when_the_transfer_fails(
+    machine: Machine, upstream: Upstream, served: tuple[str, Behaviour]
+) -> None:
+    base, behaviour = served
+    assert machine.fetch("V1.0.0", profiles=places(first=base)).commit == upstream.commits["V1.0.0"]
+    moved = upstream.main.commit("moved", {"kwbase/moved.go": "package moved\n"})
+    git(upstream.main.work, "tag", "--force", "V1.0.0")
+    upstream.push()
+    behaviour.cut_after_bytes = 20
+    with pytest.raises(UnreachableSourceError, match="cut in the middle"):
+        machine.fetch("V1.0.0", profiles=places(first=base))
+    behaviour.cut_after_bytes = -1
+    assert machine.fetch("V1.0.0", profiles=places(first=base)).commit == moved
+
+
 def test_a_mirror_without_the_ref_can_still_give_the_commit(
     machine: Machine, upstream: Upstream, other: Path, served: tuple[str, Behaviour]
 ) -> None:
