@@ -28,7 +28,7 @@ SANDBOX_PACKAGES = {"bwrap": "bubblewrap"}
 DOCKER_PACKAGES = {"dockerd": "docker.io"}
 TEST_PACKAGES = {
     "psql": "postgresql-client", "openssl": "openssl", "podman": "podman", "ssh-keygen": "openssh-client",
-    "gpg": "gnupg", "minisign": "minisign", "mkfs.xfs": "xfsprogs",
+    "gpg": "gnupg", "minisign": "minisign", "mkfs.xfs": "xfsprogs", "redis-server": "redis-server",
 }
 
 

@@ -23,7 +23,7 @@ ENVIRONMENT_PREFIX = "KWDB_BUILD_"
 FILE_NAME = "kwdb-build.toml"
 RESERVED_VARIABLES = {"KWDB_BUILD_FAILPOINT"}
 """Environment variables of ours that are no settings."""
-_LISTS = ("redirect", "profile", "skip", "allowed_hosts", "allowed_schemes")
+_LISTS = ("redirect", "profile", "skip", "allowed_hosts", "allowed_schemes", "make_var", "cmake_var")
 """Settings that are several words in an environment variable."""
 
 
@@ -82,8 +82,17 @@ class Settings(BaseModel):
     )
     docker_host: str = Field("", description="address of the Docker engine; empty: as the docker client's own context")
     build_type: str = Field("Release", description="CMake build type")
+    asan: bool = Field(False, description="build with the address sanitizer (KWDB's WITH_ASAN)")
+    make_var: tuple[str, ...] = Field((), description="NAME=VALUE pairs for KWDB's Makefiles")
+    cmake_var: tuple[str, ...] = Field((), description="NAME=VALUE pairs for KWDB's CMake files")
     jobs: int = Field(0, ge=0, description="parallel compile jobs; 0: from cores and memory")
     memory: str = Field("", description="memory limit of the build container such as 8g; empty: none")
+    use_cache: bool = Field(True, description="take what earlier builds compiled, and keep what this one does")
+    cache_size: str = Field("10g", description="how large the caches of one toolchain may grow")
+    cache_remote: str = Field(
+        "", description="a compiler cache to share: redis://HOST:PORT[/DB] or file:/DIRECTORY; empty: none"
+    )
+    cache_remote_password_file: Path | None = Field(None, description="file with the password of that Redis")
     stop_timeout_s: float = Field(600, gt=0, description="how long the old server may drain before we ask or give up")
     force_stop_after_s: float = Field(0, ge=0, description="SIGKILL a server that drains longer; 0: never")
     start_timeout_s: float = Field(300, gt=0, description="how long a server may take to become ready")

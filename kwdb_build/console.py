@@ -39,6 +39,11 @@ class Progress:
     def note(self, text: str) -> None:
         """Say something that stays on the screen."""
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the screen to somebody else for a while."""
+        yield
+
 
 class Console(Progress):
     """The person's terminal (or a log file that stands for it)."""
@@ -233,6 +238,21 @@ class Console(Progress):
         if error.log:
             self.note(f"  full log: {error.log}")
         self.note(f"  [{error.reference}, exit code {int(error.exit_code)}]", style="dim")
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the screen to somebody else for a while: the live line is not drawn meanwhile."""
+        status, self._status = self._status, None
+        if status is not None:
+            with _unheard():
+                status.stop()
+        try:
+            yield
+        finally:
+            self._status = status
+            if status is not None:
+                with _unheard():
+                    status.start()
 
     def confirm(self, question: str) -> bool:
         """Ask; the default is No."""

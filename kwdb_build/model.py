@@ -212,6 +212,7 @@ class BuildOptions:
 
     build_type: str = "Release"
     make_variables: tuple[tuple[str, str], ...] = ()
+    cmake_variables: tuple[tuple[str, str], ...] = ()
     jobs: int = 0
 
 

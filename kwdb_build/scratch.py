@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _GATE = ".gate"
+_KEEP = ".keep"
 
 
 def gate(root: Path) -> FileLock:
@@ -29,7 +30,7 @@ def gate(root: Path) -> FileLock:
 
 @contextlib.contextmanager
 def scratch_directory(root: Path, prefix: str) -> Iterator[Path]:
-    """A new private directory below root, removed at the end unless it was renamed away.
+    """A new private directory below root, removed at the end unless it was renamed away or is kept.
 
     prefix starts with '.' or a word of ours and is what left-overs are known by: those whose owner is gone are removed.
     """
@@ -44,15 +45,20 @@ def scratch_directory(root: Path, prefix: str) -> Iterator[Path]:
     finally:
         # After a rename the name is free or somebody else's: only what is still ours goes.
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(path.lstat(), identity):
+            if os.path.samestat(path.lstat(), identity) and not (path / _KEEP).exists():
                 remove_tree(path)
         os.close(fd)
+
+
+def keep(path: Path) -> None:
+    """Let a scratch directory stay for good: whoever asked for it removes it by hand."""
+    (path / _KEEP).touch()
 
 
 def clean_leftovers(root: Path, prefix: str) -> None:
     """Remove directories named prefix* whose owner is dead. Called under gate(root)."""
     for path in root.glob(f"{prefix}*"):
-        if path.is_symlink() or not path.is_dir():
+        if path.is_symlink() or not path.is_dir() or (path / _KEEP).exists():
             continue
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:

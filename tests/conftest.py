@@ -60,7 +60,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     return Scheduling(config, log) if config.getvalue("dist") == "load" else None
 
 
-def _missing(what: str) -> None:
+def missing(what: str) -> None:
     """A skip with a reason; CI has everything, so there it is a failure."""
     if os.environ.get("CI"):
         pytest.fail(f"CI needs {what}")
@@ -76,7 +76,7 @@ def engine_address() -> str:
         with DockerEngine.connect() as engine:
             return engine.info().address
     except EngineError as error:
-        _missing(f"a container engine: {error.message} ({error.hint})")
+        missing(f"a container engine: {error.message} ({error.hint})")
         raise
 
 
@@ -115,7 +115,7 @@ def mini_toolchain(engine_address: str, mini_home: Path) -> Toolchain:
     found = load(f"{TOOLCHAIN}/", search=toolchains_root(), home=mini_home)
     with DockerEngine.connect(engine_address) as engine:
         if engine.image_id(found.image_tag) is None and shutil.which("mmdebstrap") is None:
-            _missing("mmdebstrap to make the build image")
+            missing("mmdebstrap to make the build image")
         return prepare_image(
             found, engine=engine, settings=Settings(home=mini_home), progress=Console(),
             log=mini_home / "logs" / "image.log",

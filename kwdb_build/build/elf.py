@@ -5,6 +5,7 @@ The only room that imports pyelftools, lazily.
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 from dataclasses import dataclass
@@ -116,6 +117,40 @@ def drop_build_paths(path: Path) -> tuple[str, ...]:
             stream.write(struct.pack(order + word, tag.entry.d_val + skip))
             return tuple(dropped)
     return ()
+
+
+def sections_of(data: bytes) -> dict[str, bytes]:
+    """The contents of an ELF file's sections by name, decompressed; {} for what is no ELF file.
+
+    Of two with one name, the first.
+    """
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.elffile import ELFFile
+
+    found: dict[str, bytes] = {}
+    try:
+        for section in ELFFile(io.BytesIO(data)).iter_sections():
+            if section.name and section["sh_type"] != "SHT_NOBITS":
+                found.setdefault(section.name, section.data())
+    except ELFError:
+        return {}
+    return found
+
+
+def symbols_of(data: bytes) -> list[tuple[str, int, int]]:
+    """(name, size, address) of all functions and objects that an ELF file names, in its own order; [] without any."""
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.elffile import ELFFile
+    from elftools.elf.sections import SymbolTableSection
+
+    try:
+        return [
+            (symbol.name, int(symbol["st_size"]), int(symbol["st_value"]))
+            for section in ELFFile(io.BytesIO(data)).iter_sections() if isinstance(section, SymbolTableSection)
+            for symbol in section.iter_symbols() if symbol.name
+        ]
+    except ELFError:
+        return []
 
 
 def _dynamic_tags(elf: Any) -> Iterator[Any]:

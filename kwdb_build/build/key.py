@@ -46,6 +46,7 @@ def build_key(tree: SourceTree, toolchain: Toolchain, options: BuildOptions) -> 
             "options": {
                 "build_type": options.build_type,
                 "make_variables": sorted([name, value] for name, value in options.make_variables),
+                "cmake_variables": sorted([name, value] for name, value in options.cmake_variables),
             },
         }
     )

@@ -62,7 +62,7 @@ class Tracker:
         self._directory = ""
         self._counted: str | None = None
         self._percent = 0
-        self._packages = 0
+        self.packages = 0
 
     def feed(self, line: str) -> Step | None:
         """The state after this line, None when it says nothing about progress."""
@@ -81,8 +81,8 @@ class Tracker:
             return Step(phase=self.phase, text=f"installing {_base(match['path'])}")
         if _GO_PACKAGE.match(text) or _GO_STANDARD.match(text):
             self.phase = "go"
-            self._packages += 1
-            return Step(phase=self.phase, text=f"Go package {self._packages}: {text}")
+            self.packages += 1
+            return Step(phase=self.phase, text=f"Go package {self.packages}: {text}")
         return self._other(text)
 
     def _entered(self, directory: str) -> Step | None:

@@ -134,6 +134,7 @@ def provenance_of(
                     "source": {"uri": git_uri(redact(tree.url)), "ref": tree.ref}, "version": tree.version.text,
                     "toolchain": toolchain.name, "buildType": options.build_type,
                     "makeVariables": dict(options.make_variables),
+                    "cmakeVariables": dict(options.cmake_variables),
                 },
                 "internalParameters": {
                     "buildKey": key.digest, "keyInputs": key.inputs, "sourceDateEpoch": tree.commit_time,

@@ -1,8 +1,11 @@
 """How each generation of KWDB is built: data, and small pure functions over it.
 
 Facts are from KWDB's own root Makefile and kwbase/Makefile (V2.2.2 to V3.2.1): BUILD_TYPE defaults to Debug,
-INSTALL_PATH to <tree>/install, BUILDINFO_TAG stands in for `git describe`, and build.utcTime is what `date -u` says at
-link time.
+INSTALL_PATH to <tree>/install, BUILDINFO_TAG stands in for `git describe`, build.utcTime is what `date -u` says at
+link time, GOFLAGS reaches `go build`, NCPUS is the -j of the inner make, and CMAKE_CONFIG_OPTIONS is what CMake gets.
+
+Every path that ends up in a binary is the same for everybody, because everything is mounted at a fixed place; so C and
+C++ need no -ffile-prefix-map, which would change __FILE__ under code that counts its letters.
 """
 
 from __future__ import annotations
@@ -16,11 +19,11 @@ from kwdb_build.errors import UsageError
 from kwdb_build.model import SOURCE_SUFFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from kwdb_build.model import BuildOptions, SourceTree, Version
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Part of the build key: raised whenever a change here (or to what the runner does to the result) changes bytes."""
 
 GOPATH = PurePosixPath("/kwdb")
@@ -28,12 +31,23 @@ GOPATH = PurePosixPath("/kwdb")
 SOURCE = GOPATH / str(SOURCE_SUFFIX)
 INSTALL = GOPATH / "install"
 HOME = GOPATH / "home"
-SCRATCH = GOPATH / "scratch"
-SCRATCH_DIRECTORIES = (str(INSTALL.relative_to(GOPATH)), str(HOME.relative_to(GOPATH)),
-                       str(SCRATCH.relative_to(GOPATH)), str((SCRATCH / "go").relative_to(GOPATH)))
+SCRATCH = PurePosixPath("/scratch")
+"""Where temporary files go. Its name must not begin with that of GOPATH: gcc would take it for a part of that, and with
+-trimpath the chance name of Go's work directory, below TMPDIR, would stay in the debug information of cgo's objects."""
+DIRECTORIES = (str(INSTALL.relative_to(GOPATH)), str(HOME.relative_to(GOPATH)))
 """Made in the working copy before the run, relative to its GOPATH."""
 SHIMS = PurePosixPath("/kwdb-shims")
 """Where our stand-ins for programs are mounted, first in PATH."""
+COMPILERS = PurePosixPath("/usr/lib/ccache")
+"""Where an image with ccache has the compilers' names once more, for ccache; next in PATH."""
+CCACHE = PurePosixPath("/usr/bin/ccache")
+MORE_COMPILERS = ("cc", "c++")
+"""The names that CMake asks for first: Debian makes them by alternatives, and ccache's directory lacks them."""
+CACHE = PurePosixPath("/kwdb-cache")
+"""Where what earlier builds compiled is mounted: ccache/ and go/."""
+REMOTE = PurePosixPath("/kwdb-remote")
+"""Where the way to a shared cache is mounted: a directory of files, or one with a socket."""
+UMASK = "022"
 
 DATE_SHIM = """\
 #!/bin/sh
@@ -47,13 +61,48 @@ done
 exec /bin/date -d "@${SOURCE_DATE_EPOCH:?}" "$@"
 """
 
+ENTER = """\
+#!/bin/sh
+# enter UMASK COMMAND...: runs the build with a fixed umask (an engine may pass its own on), and notes meanwhile how
+# many pages of memory all processes in here hold, now and at most. Shared pages are counted once for each.
+umask "$1"
+shift
+(
+    most=0
+    while :; do
+        now=0
+        for file in /proc/[0-9]*/statm; do
+            { read -r _ pages _ < "$file"; } 2> /dev/null && now=$((now + pages))
+        done
+        [ "$now" -gt "$most" ] && most=$now
+        echo "$now $most" > "$TMPDIR/memory"
+        sleep 2
+    done
+) &
+watch=$!
+"$@"
+code=$?
+kill "$watch" 2> /dev/null
+exit "$code"
+"""
+
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _COMPILER_BYTES = 900_000_000
 _LINKER_BYTES = 2_000_000_000
 _BUILD_TYPE = re.compile(r"^(Debug|Release|RelWithDebInfo|MinSizeRel)$")
 _VARIABLE_NAME = re.compile(r"^[A-Z][A-Z0-9_]*$")
 _VARIABLE_VALUE = re.compile(r"^[A-Za-z0-9_./:=,+@%-]*$")
-_RESERVED = frozenset({"BUILD_TYPE", "BUILDINFO_TAG", "GOPATH", "INSTALL_PATH", "MAKEFLAGS", "SHELL"})
+_RESERVED = frozenset({
+    "BUILD_TYPE", "BUILDINFO_TAG", "CMAKE_CONFIG_OPTIONS", "GOFLAGS", "GOPATH", "INSTALL_PATH", "MAKEFLAGS", "NCPUS",
+    "SHELL",
+})
+_CMAKE_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_CMAKE_RESERVED = frozenset({"CMAKE_BUILD_TYPE", "CMAKE_INSTALL_PREFIX", "PROTOBUF_DIR", "KWBASE_OSS"})
+_ASAN = ("WITH_ASAN", "ON")
+GO_FLAGS = "-trimpath -v"
+"""-v: packages that are compiled, and only those, are named."""
+OWN_TESTS = ("kwbase-test", "kwdbts2-test")
+"""KWDB's own targets for its tests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,38 +153,105 @@ def check_options(options: BuildOptions) -> None:
                 f"make variable {name!r} cannot be set",
                 hint=f"a name in capitals, not one of {', '.join(sorted(_RESERVED))}",
             )
-        if not _VARIABLE_VALUE.fullmatch(value):
-            raise UsageError(f"value of make variable {name} has blanks or characters a shell acts on: {value!r}")
+        _check_value("make", name, value)
+    for name, value in options.cmake_variables:
+        if not _CMAKE_NAME.fullmatch(name) or name in _CMAKE_RESERVED:
+            raise UsageError(
+                f"CMake variable {name!r} cannot be set",
+                hint=f"a name without a type, not one of {', '.join(sorted(_CMAKE_RESERVED))} (those have options, or "
+                "are make variables)",
+            )
+        _check_value("CMake", name, value)
 
 
-def make_argv(recipe: Recipe, tree: SourceTree, options: BuildOptions, jobs: int) -> tuple[str, ...]:
-    """The build's command line, run in SOURCE.
+def _check_value(kind: str, name: str, value: str) -> None:
+    if not _VARIABLE_VALUE.fullmatch(value):
+        raise UsageError(f"value of {kind} variable {name} has blanks or characters a shell acts on: {value!r}")
+
+
+def parse_variables(pairs: Iterable[str], *, option: str) -> tuple[tuple[str, str], ...]:
+    """['NAME=VALUE', …] -> pairs; UsageError for one without `=` and for a name that is given twice."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"{option} {pair!r} has no value", hint=f"{option} NAME=VALUE")
+        if name in found:
+            raise UsageError(f"{option} gives {name} twice: {found[name]!r} and {value!r}")
+        found[name] = value
+    return tuple(found.items())
+
+
+def with_asan(options: BuildOptions) -> bool:
+    """Whether the build has the address sanitizer in it."""
+    return _ASAN in options.cmake_variables
+
+
+def asan_environment(options: BuildOptions) -> dict[str, str]:
+    """What lets a program with the sanitizer in it print its version in a container; {} for others."""
+    if not with_asan(options):
+        return {}
+    return {"ASAN_OPTIONS": "verify_asan_link_order=0:detect_leaks=0:halt_on_error=0:alloc_dealloc_mismatch=0"}
+
+
+def asan(variables: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """CMake variables with KWDB's switch for the address sanitizer on."""
+    return (*(pair for pair in variables if pair[0] != _ASAN[0]), _ASAN)
+
+
+def make_argv(recipe: Recipe, tree: SourceTree, options: BuildOptions, jobs: int, target: str = "") -> tuple[str, ...]:
+    """The build's command line, run in SOURCE; target is the recipe's own unless given.
 
     The version text is given rather than described from git: a shallow copy would describe itself otherwise, and
     generated files make the tree dirty. Given here and not in the environment, because only so it reaches the inner
-    make, whose own assignment it must override.
+    make, whose own assignment it must override; so do Go's flags, and the number of jobs, which KWDB's inner make else
+    takes from the machine.
     """
     check_options(options)
     return (
+        str(SHIMS / "enter"), UMASK,
         "make",
         f"-j{jobs}",
         f"BUILD_TYPE={options.build_type}",
         f"INSTALL_PATH={INSTALL}",
         f"BUILDINFO_TAG={tree.version.text}",
+        f"GOFLAGS={GO_FLAGS}",
+        f"NCPUS={jobs}",
         *(f"{name}={value}" for name, value in sorted(options.make_variables)),
-        recipe.target,
+        target or recipe.target,
     )
+
+
+def cmake_environment(options: BuildOptions) -> dict[str, str]:
+    """What gives CMake variables beside those of KWDB's Makefile; {} when there are none.
+
+    By the environment: on make's command line it would also override the variables of the test targets. What the
+    Makefile itself would pass on is repeated, as the whole of it is replaced. KWBASE_OSS only when it was asked for:
+    older trees do not know it, and its default is CMake's.
+    """
+    if not options.cmake_variables:
+        return {}
+    passed_on = ["-DCMAKE_BUILD_TYPE=$(BUILD_TYPE)", "-DCMAKE_INSTALL_PREFIX=$(INSTALL_PATH)",
+                 "-DPROTOBUF_DIR=$(PROTOBUF_DIR)"]
+    passed_on += [f"-DKWBASE_OSS={value}" for name, value in options.make_variables if name == "KWBASE_OSS"]
+    passed_on += [f"-D{name}={value}" for name, value in sorted(options.cmake_variables)]
+    return {"CMAKE_CONFIG_OPTIONS": " ".join(passed_on)}
 
 
 def environment(tree: SourceTree, toolchain_environment: Mapping[str, str]) -> dict[str, str]:
     """The whole environment of the build: the toolchain's own, then what makes the build offline and repeatable.
 
-    PATH is the toolchain's with our stand-ins first.
+    PATH is the toolchain's with our stand-ins first, then ccache's names of the compilers.
+
+    ccache is always on: --no-cache gives it an empty place instead, so that a build without a cache does the very same.
+    It gets no base_dir (everything has a fixed path) and no sloppiness: with time_macros a file that uses __DATE__
+    (rocksdb's version) would come from the cache with the date of another commit, and the bytes would differ from those
+    of a cold build. gcc takes __DATE__ from SOURCE_DATE_EPOCH, and ccache counts that in.
     """
     path = toolchain_environment.get("PATH", _DEFAULT_PATH)
     return {
         **toolchain_environment,
-        "PATH": f"{SHIMS}:{path}",
+        "PATH": f"{SHIMS}:{COMPILERS}:{path}",
         "HOME": str(HOME),
         "TMPDIR": str(SCRATCH),
         "LC_ALL": "C.UTF-8",
@@ -147,8 +263,12 @@ def environment(tree: SourceTree, toolchain_environment: Mapping[str, str]) -> d
         "GOPROXY": "off",
         "GOTOOLCHAIN": "local",
         "GOENV": "off",
-        "GOCACHE": str(SCRATCH / "go"),
-        "CCACHE_DISABLE": "1",
+        "GOCACHE": str(CACHE / "go"),
+        "CCACHE_DIR": str(CACHE / "ccache"),
+        "CCACHE_COMPILERCHECK": "content",
+        "CCACHE_CONFIGPATH": str(SHIMS / "no-ccache.conf"),  # there is none: a cache brings no settings of its own
+        "CCACHE_NOINODECACHE": "1",
+        "CCACHE_STATSLOG": str(SCRATCH / "ccache.log"),
         # The working copy is the build's own, but git also looks at the owner of the mount point.
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_COUNT": "1",

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import platform
 import re
 import time
 import uuid
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kwdb_build.build import provenance
+from filelock import FileLock, Timeout
+
+from kwdb_build.build import caches, conditions, provenance, remote, results
 from kwdb_build.build import recipe as recipes
-from kwdb_build.build.elf import MACHINES, ORIGIN_LIB, drop_build_paths, read_elf
+from kwdb_build.build.failure import failure
+from kwdb_build.build.history import FILE, BuildHistory, BuildRecord
 from kwdb_build.build.key import build_key
-from kwdb_build.build.progress import Tracker, first_error, out_of_memory
+from kwdb_build.build.watch import Watch
 from kwdb_build.engine.base import Mount, RunSpec
 from kwdb_build.errors import BuildError
-from kwdb_build.files import require_space, walk_files
+from kwdb_build.files import human_bytes, require_space, walk_files
 from kwdb_build.model import to_json
-from kwdb_build.scratch import scratch_directory
+from kwdb_build.scratch import keep, scratch_directory
 from kwdb_build.source.inspect import copy_tree
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from kwdb_build.build.conditions import Conditions
+    from kwdb_build.build.history import CacheUse
     from kwdb_build.build.recipe import Recipe
+    from kwdb_build.build.remote import Remote
     from kwdb_build.build.store import ArtifactStore
     from kwdb_build.config import Settings
     from kwdb_build.console import Progress
-    from kwdb_build.engine.base import Engine
-    from kwdb_build.model import Artifact, BuildOptions, SourceTree, Toolchain
+    from kwdb_build.engine.base import Engine, RunResult
+    from kwdb_build.errors import KwdbBuildError
+    from kwdb_build.model import Artifact, BuildKey, BuildOptions, SourceTree, Toolchain
 
 UNPRIVILEGED_ID = 65532
 """uid and gid of the build when the caller is root: no one's on usual systems, and not `nobody`, who may own things."""
@@ -37,8 +46,17 @@ UNPRIVILEGED_ID = 65532
 _PREFIX = "build-"
 _RESULT = "/kwdb-result"
 _STORE_BYTES = 256 << 20
-_KILLED = 128 + 9
+_PRIVATE_CACHE_BYTES = 10 << 30
 _VERSION_LINE = re.compile(r"^(?:KaiwuDB|KWDB) Version:\s*(?P<version>\S+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What one call asks for beside the artifact. tests are of KWDB's own make targets."""
+
+    keep_failed: bool = False
+    shell_on_failure: bool = False
+    tests: tuple[str, ...] = ()
 
 
 def build(
@@ -53,49 +71,74 @@ def build(
     log: Path,
     progress: Progress,
     settings: Settings | None = None,
+    wishes: Wishes | None = None,
 ) -> Artifact:
     """Return the stored build of tree, building it in `image` when there is none with that key.
 
     The tree itself is never touched: a copy below work_dir, removed at the end whatever happens, is mounted at the
-    fixed path and built without network and not as root. All output goes to log.
+    fixed path and built without network and not as root. All output goes to log. While another process builds the same
+    key this one waits, and takes its result. Caches lie beside work_dir.
     Errors: ArtifactError (a stored build was changed), SpaceError, BuildError (first error, path of the log),
     EngineError. Cancelling (any exception out of the engine's run) leaves no container, no copy and nothing stored.
     """
+    wanted = wishes or Wishes()
     key = build_key(tree, toolchain, options)
+    if not wanted.tests and (found := _stored(store, key, progress)) is not None:
+        return found
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with only_builder(work_dir, key, progress):
+        if not wanted.tests and (found := _stored(store, key, progress)) is not None:
+            return found
+        bench = Bench(
+            tree=tree, toolchain=toolchain, image=image, options=options, engine=engine, work_dir=work_dir, log=log,
+            progress=progress, settings=settings, wishes=wanted,
+        )
+        bench.require_room(store)
+        began, started = time.monotonic(), time.time()
+        with bench.run() as run:
+            details = run.outcome()
+            progress.update("storing the build")
+            identity = engine.image_id(image) or image
+            info = engine.info()
+            invocation = provenance.Invocation(
+                id=f"urn:uuid:{uuid.uuid4()}", began=started, ended=time.time(), engine=info, image=identity
+            )
+            artifact = store.add(
+                key, run.installed, version=tree.version, commit=tree.commit, built_s=time.monotonic() - began,
+                details={
+                    "engine": f"{info.kind} {info.version}", "image": identity, "toolchain": toolchain.name,
+                    "source": to_json(tree), "source_time": tree.commit_time, **details,
+                },
+                attest=lambda files: provenance.documents(key, tree, toolchain, options, files, invocation),
+            )
+            for target in wanted.tests:
+                run.own_tests(target)
+        return artifact
+
+
+def _stored(store: ArtifactStore, key: BuildKey, progress: Progress) -> Artifact | None:
     progress.update(f"looking for the stored build {key.short}")
     if (found := store.obtain(key)) is not None:
         progress.note(f"already built: {found.version} ({found.commit[:10]}), key {key.short}")
-        return found
-    recipe = recipes.recipe_for(tree.version)
-    work_dir.mkdir(parents=True, exist_ok=True)
-    tree_bytes = sum(path.lstat().st_size for path in walk_files(tree.path))
-    require_space(work_dir, recipe.needed_bytes(tree_bytes), "build")
-    require_space(store.root, _STORE_BYTES, "finished build")
-    began, started = time.monotonic(), time.time()
-    with scratch_directory(work_dir, _PREFIX) as scratch:
-        run = _Run(
-            tree=tree, toolchain=toolchain, image=image, engine=engine, log=log, progress=progress, settings=settings,
-            recipe=recipe, scratch=scratch,
-        )
-        run.prepare()
-        run.make(options)
-        details = run.inspect()
-        run.check_version()
-        progress.update("storing the build")
-        identity = engine.image_id(image) or image
-        info = engine.info()
-        invocation = provenance.Invocation(
-            id=f"urn:uuid:{uuid.uuid4()}", began=started, ended=time.time(), engine=info, image=identity
-        )
-        return store.add(
-            key, run.installed, version=tree.version, commit=tree.commit, built_s=time.monotonic() - began,
-            details={
-                "engine": f"{info.kind} {info.version}", "image": identity, "toolchain": toolchain.name,
-                "source": to_json(tree),
-                "source_time": tree.commit_time, **details,
-            },
-            attest=lambda files: provenance.documents(key, tree, toolchain, options, files, invocation),
-        )
+    return found
+
+
+@contextlib.contextmanager
+def only_builder(work_dir: Path, key: BuildKey, progress: Progress) -> Iterator[None]:
+    """Let one process at a time build a key; whoever comes later waits, and says so."""
+    locks = work_dir / ".locks"
+    locks.mkdir(exist_ok=True)
+    lock = FileLock(locks / key.digest[:32])
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress.note(f"another kwdb-build is building {key.short} here: waiting for its result")
+        progress.update(f"waiting for another kwdb-build that builds {key.short}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def build_identity() -> tuple[int, int]:
@@ -105,23 +148,86 @@ def build_identity() -> tuple[int, int]:
     return os.geteuid(), os.getegid()
 
 
-class _Run:
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Where and from what a build is made; run() does one, under the usual conditions or others."""
+
+    tree: SourceTree
+    toolchain: Toolchain
+    image: str
+    options: BuildOptions
+    engine: Engine
+    work_dir: Path
+    log: Path
+    progress: Progress
+    settings: Settings | None = None
+    wishes: Wishes = Wishes()
+
+    @property
+    def recipe(self) -> Recipe:
+        """How this generation is built."""
+        return recipes.recipe_for(self.tree.version)
+
+    @property
+    def memory_bytes(self) -> int:
+        """The limit of the settings, 0 for none."""
+        return recipes.parse_size(self.settings.memory) if self.settings else 0
+
+    @property
+    def jobs(self) -> int:
+        """Parallel jobs: as asked for, or what cores and memory allow."""
+        physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        allowed = recipes.jobs_for(os.cpu_count() or 1, min(self.memory_bytes or physical, physical))
+        return self.options.jobs or (self.settings.jobs if self.settings else 0) or allowed
+
+    def require_room(self, store: ArtifactStore) -> None:
+        """SpaceError when the copy, its objects or the result would not fit."""
+        tree_bytes = sum(path.lstat().st_size for path in walk_files(self.tree.path))
+        require_space(self.work_dir, self.recipe.needed_bytes(tree_bytes), "build")
+        require_space(store.root, _STORE_BYTES, "finished build")
+
+    @contextlib.contextmanager
+    def run(self, surroundings: Conditions = conditions.USUAL, *, cold: bool = False) -> Iterator[Run]:
+        """Build in a working copy that vanishes at the end; yields it when make has succeeded.
+
+        cold: with empty caches of its own. A failed copy stays when it was asked for.
+        """
+        uid, gid = surroundings.identity or build_identity()
+        with scratch_directory(self.work_dir, _PREFIX) as scratch, contextlib.ExitStack() as stack:
+            cache = None
+            if not cold and (self.settings is None or self.settings.use_cache):
+                size = recipes.parse_size(self.settings.cache_size) if self.settings else _PRIVATE_CACHE_BYTES
+                cache = stack.enter_context(caches.opened(
+                    self.work_dir.parent / caches.DIRECTORY, self.toolchain, uid=uid, gid=gid, limit_bytes=size,
+                    progress=self.progress,
+                ))
+            shared = stack.enter_context(remote.shared(
+                self.settings.cache_remote if self.settings and cache else "",
+                self.settings.cache_remote_password_file if self.settings else None, scratch=scratch,
+                progress=self.progress,
+            ))
+            run = Run(self, scratch, uid=uid, gid=gid, cache=cache, shared=shared, surroundings=surroundings)
+            run.prepare()
+            run.make()
+            yield run
+
+
+class Run:
     """The parts of one build that share its working copy."""
 
     def __init__(
-        self, *, tree: SourceTree, toolchain: Toolchain, image: str, engine: Engine, log: Path, progress: Progress,
-        settings: Settings | None, recipe: Recipe, scratch: Path,
+        self, bench: Bench, scratch: Path, *, uid: int, gid: int, cache: Path | None, shared: Remote,
+        surroundings: Conditions,
     ) -> None:
-        self.tree = tree
-        self.toolchain = toolchain
-        self.image = image
-        self.engine = engine
-        self.log = log
-        self.progress = progress
-        self.recipe = recipe
-        self.uid, self.gid = build_identity()
-        self.memory_bytes = recipes.parse_size(settings.memory) if settings else 0
-        self.wanted_jobs = settings.jobs if settings else 0
+        self._bench = bench
+        self._scratch = scratch
+        self._uid, self._gid = uid, gid
+        self._cache = cache or scratch / "cache"
+        self._warm = cache is not None and any((cache / "go").iterdir())
+        self._shared = shared
+        self._surroundings = surroundings
+        self._jobs = surroundings.jobs or bench.jobs
+        self._watch: Watch | None = None
         self.gopath = scratch / "gopath"
         self.shims = scratch / "shims"
 
@@ -130,149 +236,227 @@ class _Run:
         """Where the results lie on this side."""
         return self.gopath / recipes.INSTALL.relative_to(recipes.GOPATH)
 
+    @property
+    def _scratch_inside(self) -> Path:
+        return self._scratch / "inside"
+
     def prepare(self) -> None:
-        """Copy the tree for the build's own user, and lay out what it writes to."""
-        copy_tree(self.tree, self.gopath, uid=self.uid, gid=self.gid, progress=self.progress)
-        for name in recipes.SCRATCH_DIRECTORIES:
-            (self.gopath / name).mkdir(parents=True, exist_ok=True)
-            os.chown(self.gopath / name, self.uid, self.gid)
-        os.chown(self.gopath, self.uid, self.gid)
-        self.shims.mkdir()
-        shim = self.shims / "date"
-        shim.write_text(recipes.DATE_SHIM, encoding="utf-8")
-        for path in (shim, self.shims):
-            path.chmod(0o755)
+        """Copy the tree for the build's own user, and lay out what it writes to.
 
-    def make(self, options: BuildOptions) -> None:
-        """Run make in the container; BuildError with the first error when it fails."""
-        jobs = options.jobs or self.wanted_jobs or recipes.jobs_for(os.cpu_count() or 1, self._memory())
-        argv = recipes.make_argv(self.recipe, self.tree, options, jobs)
-        tracker = Tracker()
-
-        def follow(line: str) -> None:
-            if (step := tracker.feed(line)) is not None:
-                self.progress.update(step.text, done=step.done or None, total=step.total or None)
-
-        log_start = self.log.stat().st_size if self.log.exists() else 0
-        self.progress.update(f"starting the build with {jobs} jobs")
-        result = self.engine.run(
-            self._spec(
-                argv, mounts=(
-                    Mount(source=self.gopath, target=str(recipes.GOPATH), read_only=False),
-                    Mount(source=self.shims, target=str(recipes.SHIMS)),
-                ),
-                environment=recipes.environment(self.tree, self.toolchain.environment),
-                workdir=str(recipes.SOURCE), name=f"build-{self.tree.version}",
-            ),
-            on_line=follow, log=self.log,
-        )
-        if result.returncode != 0:
-            raise self._failure(result.returncode, log_start, jobs, oom_killed=result.oom_killed)
-
-    def _failure(self, returncode: int, log_start: int, jobs: int, *, oom_killed: bool) -> BuildError:
-        with self.log.open(encoding="utf-8", errors="replace") as stream:
-            stream.seek(log_start)
-            error = first_error(stream)
-        if oom_killed or out_of_memory(error):
-            return BuildError(
-                f"the build of {self.tree.version} ran out of memory with {jobs} jobs", context=error, log=self.log,
-                hint=f"allow fewer jobs (--jobs {max(1, jobs // 2)}) or more memory: each C++ compiler takes up to "
-                "0.9 GB, and Go's link 2 GB",
-            )
-        if returncode == _KILLED:
-            return BuildError(
-                f"the build of {self.tree.version} was killed from outside", context=error, log=self.log,
-                hint="somebody removed its container, or the machine ran out of memory (the kernel's log tells): run "
-                f"it again, perhaps with --jobs {max(1, jobs // 2)}",
-            )
-        return BuildError(
-            f"the build of {self.tree.version} failed (make ended with exit code {returncode})",
-            context=error or "no line of its output looks like an error; see the log", log=self.log,
-            hint="the first error is above; the log has everything the compiler said",
-        )
-
-    def inspect(self) -> dict[str, Any]:
-        """Check that everything came out, as ELF for this machine; make kwbase find its own libraries first.
-
-        Returns what is worth recording. BuildError names what is missing.
+        Every file gets the time of the commit: which of two files is newer, a checkout leaves to chance, and make and
+        KWDB's own `uptodate` go by it.
         """
-        self.progress.update("checking the results")
-        missing = [name for name in self.recipe.required if not (self.installed / name).is_file()]
-        if missing:
-            raise BuildError(
-                f"make succeeded but did not install {', '.join(missing)}", log=self.log,
-                context="installed: " + (", ".join(self._names()) or "nothing"),
-                hint="the tree's install rules do not put it below bin/ and lib/; see the log",
-            )
-        wanted = MACHINES.get(platform.machine(), "")
-        for name in self.recipe.required:
-            self._check_elf(name, wanted)
-        for script in (name for name in self._names() if name.startswith("bin/") and name.endswith(".sh")):
-            if not os.access(self.installed / script, os.X_OK):
-                raise BuildError(f"{script} was installed but cannot be executed", log=self.log)
-        return self._settle_search_path()
-
-    def _names(self) -> list[str]:
-        return [str(path.relative_to(self.installed)) for path in walk_files(self.installed)]
-
-    def _check_elf(self, name: str, wanted: str) -> None:
-        try:
-            facts = read_elf(self.installed / name)
-        except ValueError as error:
-            raise BuildError(f"{name} was installed but is no ELF file", context=str(error), log=self.log) from error
-        if wanted and facts.machine != wanted:
-            raise BuildError(
-                f"{name} was built for {facts.machine}, this machine needs {wanted}", log=self.log,
-                hint="use a toolchain of this machine's architecture",
-            )
-
-    def _settle_search_path(self) -> dict[str, Any]:
-        kwbase = self.installed / "bin" / "kwbase"
-        dropped = drop_build_paths(kwbase)
-        facts = read_elf(kwbase)
-        if not facts.runpath or facts.runpath[0] != ORIGIN_LIB:
-            self.progress.note("kwbase does not look for its libraries beside itself: it needs LD_LIBRARY_PATH")
-        return {"runpath": list(facts.runpath), "runpath_dropped": list(dropped)}
-
-    def check_version(self) -> None:
-        """Run `kwbase version` once, from the results and with their libraries; its version must be the tree's."""
-        self.progress.update("running kwbase version")
-        lines: list[str] = []
-        path = self.toolchain.environment.get("PATH", "/usr/bin:/bin")
-        result = self.engine.run(
-            self._spec(
-                ("./kwbase", "version"), mounts=(Mount(source=self.installed, target=_RESULT),),
-                environment={"PATH": path, "LC_ALL": "C.UTF-8", "TZ": "UTC", "HOME": "/tmp",  # noqa: S108 container's
-                             "LD_LIBRARY_PATH": "../lib"},
-                workdir=f"{_RESULT}/bin", name=f"version-{self.tree.version}",
-            ),
-            on_line=lines.append, log=self.log,
+        tree = self._bench.tree
+        copy_tree(
+            tree, self.gopath, uid=self._uid, gid=self._gid, progress=self._bench.progress, mtime=tree.commit_time,
+            backwards=self._surroundings.otherwise,
         )
+        owned = [self._scratch_inside, *(self.gopath / name for name in recipes.DIRECTORIES)]
+        if self._cache.parent == self._scratch:
+            owned += [self._cache, *(self._cache / part for part in caches.PARTS)]
+        for directory in owned:
+            directory.mkdir(parents=True, exist_ok=True)
+        for directory in (*owned, self.gopath):
+            os.chown(directory, self._uid, self._gid)
+        self.shims.mkdir()
+        for name, text in (("date", recipes.DATE_SHIM), ("enter", recipes.ENTER)):
+            (self.shims / name).write_text(text, encoding="utf-8")
+            (self.shims / name).chmod(0o755)
+        if any(package.startswith("ccache=") for package in self._bench.toolchain.locked_packages):
+            for name in recipes.MORE_COMPILERS:
+                (self.shims / name).symlink_to(recipes.CCACHE)
+        self.shims.chmod(0o755)
+        if self._surroundings.otherwise:
+            self._make_library()
+
+    def _make_library(self) -> None:
+        """Compile, in the image, what makes programs see another time and another order."""
+        place = self._scratch / "otherwise"
+        place.mkdir()
+        os.chown(place, self._uid, self._gid)
+        (place / "elsewhere.c").write_text(conditions.ELSEWHERE_C, encoding="utf-8")
+        (place / "elsewhere.c").chmod(0o644)
+        argv = ("gcc", "-shared", "-fPIC", "-O1", f"-DAHEAD={conditions.CLOCK_AHEAD_S}", "-o", conditions.LIBRARY,
+                "elsewhere.c", "-ldl", "-lpthread")
+        mount = Mount(source=place, target=str(conditions.PRELOAD), read_only=False)
+        path = self._bench.toolchain.environment.get("PATH", "/usr/bin:/bin")
+        spec = self.spec(argv, mounts=(mount,), environment={"PATH": path}, workdir=str(conditions.PRELOAD),
+                         name="otherwise")
+        if self._bench.engine.run(spec, on_line=lambda _line: None, log=self._bench.log).returncode != 0:
+            raise BuildError("the image's gcc cannot compile what changes clock and order", log=self._bench.log)
+
+    def make(self) -> None:
+        """Run make in the container; BuildError with the first error when it fails."""
+        bench = self._bench
+        record = self._record("failed", 0.0)
+        history = BuildHistory(bench.work_dir.parent / FILE)
+        self._watch = Watch(self._scratch_inside, bench.progress, history.most_like(record))
+        log_start = bench.log.stat().st_size if bench.log.exists() else 0
+        bench.progress.update(f"starting the build with {self._jobs} jobs")
+        began = time.monotonic()
+        result = bench.engine.run(self.make_spec(), on_line=self._watch.line, log=bench.log)
+        self._watch.finish()
+        history.add(self._record("built" if result.returncode == 0 else "failed", time.monotonic() - began))
+        if result.returncode != 0:
+            error = failure(bench.tree.version, result, jobs=self._jobs, log=bench.log, log_start=log_start)
+            self._leave(error, result)
+            raise error
+        if text := str(self.cache_use):
+            bench.progress.note(f"{text}, {self.cache_use.go_packages} Go packages compiled, "
+                                f"{human_bytes(self._watch.memory_bytes)} of memory at most")
+
+    @property
+    def cache_use(self) -> CacheUse:
+        """What the caches gave to make."""
+        assert self._watch is not None  # noqa: S101 make() went before
+        return self._watch.cache_use()
+
+    def make_spec(self, target: str = "") -> RunSpec:
+        """The container that make runs in."""
+        bench = self._bench
+        argv = recipes.make_argv(bench.recipe, bench.tree, bench.options, self._jobs, target)
+        mounts = [
+            Mount(source=self.gopath, target=str(recipes.GOPATH), read_only=False),
+            Mount(source=self._scratch_inside, target=str(recipes.SCRATCH), read_only=False),
+            Mount(source=self.shims, target=str(recipes.SHIMS)),
+            Mount(source=self._cache, target=str(recipes.CACHE), read_only=False),
+            *self._shared.mounts,
+        ]
+        environment = {
+            **recipes.environment(bench.tree, bench.toolchain.environment),
+            **recipes.cmake_environment(bench.options),
+            "CCACHE_MAXSIZE": f"{self._ccache_bytes() >> 20}M",
+            **self._shared.environment,
+            **self._surroundings.environment,
+        }
+        if self._surroundings.otherwise:
+            mounts.append(Mount(source=self._scratch / "otherwise", target=str(conditions.PRELOAD)))
+            environment["LD_PRELOAD"] = str(conditions.PRELOAD / conditions.LIBRARY)
+        return self.spec(
+            self._surroundings.wrap(argv), mounts=tuple(mounts), environment=environment,
+            workdir=str(recipes.SOURCE), name=f"build-{bench.tree.version}", keep_failed=bench.wishes.keep_failed,
+            timeout_s=conditions.TIMEOUT_S if self._surroundings.otherwise else None,
+        )
+
+    def _ccache_bytes(self) -> int:
+        settings = self._bench.settings
+        return (recipes.parse_size(settings.cache_size) if settings else _PRIVATE_CACHE_BYTES) // 2
+
+    def _record(self, outcome: str, seconds: float) -> BuildRecord:
+        bench = self._bench
+        watched: dict[str, Any] = {}
+        if self._watch is not None:
+            watched = {
+                "memory_bytes": self._watch.memory_bytes, "marks": self._watch.marks, "cache": self.cache_use
+            }
+        return BuildRecord(
+            when=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), outcome=outcome, seconds=round(seconds, 1),
+            key=build_key(bench.tree, bench.toolchain, bench.options).short, version=bench.tree.version.text,
+            recipe=bench.recipe.name, toolchain=bench.toolchain.name, build_type=bench.options.build_type,
+            jobs=self._jobs, warm=self._warm, **watched,
+        )
+
+    def _leave(self, error: KwdbBuildError, result: RunResult) -> None:
+        """What a person asked for to look into a failure: the working copy, or a shell in it."""
+        bench = self._bench
+        if bench.wishes.keep_failed:
+            keep(self._scratch)
+            bench.progress.note(f"kept: the working copy {self.gopath}")
+            if result.kept:
+                bench.progress.note(f"kept: the container; this runs make again in it: `{result.kept}`")
+        if bench.wishes.shell_on_failure:
+            bench.progress.note(f"error: {error.message}\n{error.context}")
+            bench.progress.note(f"a shell where the build failed; what make was asked for: `{' '.join(self.argv)}`")
+            with bench.progress.paused():
+                bench.engine.run(self._shell_spec(), on_line=bench.progress.note, log=bench.log)
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The command line of the build, as a person would type it inside."""
+        return self.make_spec().argv[2:]
+
+    def _shell_spec(self) -> RunSpec:
+        from dataclasses import replace
+
+        spec = self.make_spec()
+        prompt = {"PS1": f"{self._bench.tree.version} {recipes.SOURCE}$ ", "TERM": os.environ.get("TERM", "dumb")}
+        return replace(
+            spec, argv=("/bin/sh",), environment={**spec.environment, **prompt}, interactive=True, keep_failed=False,
+            name=f"shell-{self._bench.tree.version}",
+        )
+
+    def own_tests(self, target: str) -> None:
+        """Run one of KWDB's own test targets in the working copy; BuildError with the first failure."""
+        bench = self._bench
+        bench.progress.update(f"running make {target}")
+        log_start = bench.log.stat().st_size
+        result = bench.engine.run(self.make_spec(target), on_line=_Said(bench.progress, target), log=bench.log)
+        if result.returncode != 0:
+            error = failure(bench.tree.version, result, jobs=self._jobs, log=bench.log, log_start=log_start)
+            raise BuildError(
+                f"KWDB's own tests failed: make {target} ended with exit code {result.returncode}",
+                context=error.context, log=bench.log,
+                hint="the build itself succeeded and is stored; the log has the whole output of the tests",
+            )
+        bench.progress.note(f"make {target}: passed")
+
+    def outcome(self) -> dict[str, Any]:
+        """Check the results and run them once; what is worth recording about the build."""
+        bench = self._bench
+        bench.progress.update("checking the results")
+        found = results.inspect(self.installed, bench.recipe, log=bench.log, progress=bench.progress)
+        self._check_version()
+        return found
+
+    def _check_version(self) -> None:
+        """Run `kwbase version` once, from the results and with their libraries; its version must be the tree's."""
+        bench = self._bench
+        bench.progress.update("running kwbase version")
+        lines: list[str] = []
+        path = bench.toolchain.environment.get("PATH", "/usr/bin:/bin")
+        environment = {"PATH": path, "LC_ALL": "C.UTF-8", "TZ": "UTC", "HOME": "/tmp",  # noqa: S108 container's
+                       "LD_LIBRARY_PATH": "../lib", **recipes.asan_environment(bench.options)}
+        result = bench.engine.run(
+            self.spec(
+                ("./kwbase", "version"), mounts=(Mount(source=self.installed, target=_RESULT),),
+                environment=environment, workdir=f"{_RESULT}/bin", name=f"version-{bench.tree.version}",
+            ),
+            on_line=lines.append, log=bench.log,
+        )
+        version = bench.tree.version
         said = next((match["version"] for line in lines if (match := _VERSION_LINE.match(line.strip()))), "")
         if result.returncode != 0 or not said:
             raise BuildError(
                 f"the built kwbase does not run: `kwbase version` ended with exit code {result.returncode}",
-                context="\n".join(lines[-10:]), log=self.log,
+                context="\n".join(lines[-10:]), log=bench.log,
             )
-        if said != self.tree.version.text:
+        if said != version.text:
             raise BuildError(
-                f"the built kwbase says it is {said}, not {self.tree.version}", context="\n".join(lines), log=self.log,
+                f"the built kwbase says it is {said}, not {version}", context="\n".join(lines), log=bench.log,
                 hint="the tree stamps its version in a way that BUILDINFO_TAG does not reach",
             )
 
-    def _memory(self) -> int:
-        physical = _physical_memory()
-        return min(self.memory_bytes or physical, physical)
-
-    def _spec(
-        self, argv: tuple[str, ...], *, mounts: tuple[Mount, ...], environment: dict[str, str], workdir: str, name: str
+    def spec(
+        self, argv: tuple[str, ...], *, mounts: tuple[Mount, ...], environment: dict[str, str], workdir: str, name: str,
+        keep_failed: bool = False, timeout_s: float | None = None,
     ) -> RunSpec:
+        """A run in the build's image, as its user and within its limits."""
+        bench = self._bench
         return RunSpec(
-            image=self.image, argv=argv, mounts=mounts, environment=environment, workdir=workdir, uid=self.uid,
-            gid=self.gid, memory_bytes=self.memory_bytes, name=name,
-            listed=tuple(filter(None, (self.toolchain.environment.get("GOROOT"),))),
+            image=bench.image, argv=argv, mounts=mounts, environment=environment, workdir=workdir, uid=self._uid,
+            gid=self._gid, memory_bytes=bench.memory_bytes, name=name, hostname=self._surroundings.hostname,
+            keep_failed=keep_failed, timeout_s=timeout_s,
+            listed=tuple(filter(None, (bench.toolchain.environment.get("GOROOT"),))),
         )
 
 
-def _physical_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+class _Said:
+    """Shows what a test run says, prefixed by its target."""
+
+    def __init__(self, progress: Progress, target: str) -> None:
+        self._progress = progress
+        self._target = target
+
+    def __call__(self, line: str) -> None:
+        if line.strip():
+            self._progress.update(f"{self._target}: {line.strip()[:80]}")

@@ -65,29 +65,52 @@ def fetch(console: Console, settings: Settings, *, ref: str, **options: Any) -> 
 
 @click.command()
 @click.argument("ref", required=False, default="")
+@click.option("--verify-reproducible", is_flag=True,
+              help="Build a second time under other conditions, without caches, and compare every byte.")
+@click.option("--test", "tests", multiple=True, type=click.Choice(["kwbase-test", "kwdbts2-test"]),
+              help="Run these tests of KWDB's own after the build. Repeatable.")
+@click.option("--keep-container", is_flag=True, help="Keep container and working copy of a build that fails.")
+@click.option("--shell-on-failure", is_flag=True, help="Open a shell where a build failed.")
 @source
 @building
 @common
 @verb
-def build(console: Console, settings: Settings, *, ref: str, **options: Any) -> int:
+def build(
+    console: Console, settings: Settings, *, ref: str, verify_reproducible: bool, tests: tuple[str, ...],
+    keep_container: bool, shell_on_failure: bool, **options: Any,
+) -> int:
     """Build REF into a stored artifact, or look it up when it was built before."""
+    from kwdb_build.build.runner import Wishes
     from kwdb_build.cli.bundle import opened
     from kwdb_build.upgrade.workshop import require_missing_nothing, summary
 
+    if shell_on_failure:
+        from kwdb_build.engine.terminal import require_terminal
+
+        require_terminal()
+    wishes = Wishes(keep_failed=keep_container, shell_on_failure=shell_on_failure, tests=tuple(dict.fromkeys(tests)))
+    steps = 4 if verify_reproducible else 3
     settings = opened(console, settings, options)
     workshop = make_workshop(console, settings)
-    tree = fetch_tree(workshop, console, settings, ref, (1, 3), options)
-    with console.step(2, 3, "check the compilation dependencies"):
+    workshop.options()  # a wrong one is said before anything is fetched
+    tree = fetch_tree(workshop, console, settings, ref, (1, steps), options)
+    with console.step(2, steps, "check the compilation dependencies"):
         if workshop.look_up(tree) is not None:
             console.update("not needed: this build is already stored")
         else:
             rows = workshop.check(tree)
             require_missing_nothing(rows, workshop.log("check"))
             console.update(summary(rows))
-    with console.step(3, 3, "build"):
-        artifact = workshop.build(tree)
+    with console.step(3, steps, "build"):
+        artifact = workshop.build(tree, wishes)
+    verdict = None
+    if verify_reproducible:
+        with console.step(4, steps, "build again under other conditions, and compare"):
+            verdict = workshop.verify_reproducible(tree, artifact, wishes)
+            console.update(f"{verdict.files} of {verdict.files} files are the same")
+        console.note(f"changed for the second build: {', '.join(verdict.changed)}")
     if console.as_json:
-        console.data({"artifact": artifact})
+        console.data({"artifact": artifact, **({"reproducible": verdict} if verdict else {})})
         return 0
     rows = [("version", str(artifact.version)), ("key", artifact.key.digest), ("path", str(artifact.path))]
     rows += [(entry.path, f"{entry.sha256}  {entry.size} bytes") for entry in artifact.files]

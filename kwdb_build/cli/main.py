@@ -30,6 +30,7 @@ _VERBS = {
     "fetch": ("building", "Fetch the source of a reference with its pinned submodules."),
     "check": ("checking", "Check what a reference asks for: build image, host, machine."),
     "build": ("building", "Build a reference into a stored artifact."),
+    "build-cache": ("build_cache", "What builds leave for the next one: list, prune."),
     "doctor": ("doctor", "Look at this tool and its surroundings, for a bug report."),
     "bundle": ("bundle", "One file for a machine without network: create, show, verify."),
     "source": ("source", "What a build contained beside its upstream commits: diff."),
@@ -53,7 +54,7 @@ class _Verbs(click.Group):
         if cmd_name not in _VERBS:
             return None
         module = importlib.import_module(f"kwdb_build.cli.{_VERBS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -62,6 +62,11 @@ _BUILD = (
     click.option("--build-type", type=click.Choice(["Release", "Debug"]), help="CMake build type (default: Release)."),
     click.option("--jobs", "-j", type=click.IntRange(min=0), help="Compile jobs (default: from cores and memory)."),
     click.option("--memory", help="Memory limit of the build container, such as 8g."),
+    click.option("--make-var", multiple=True, metavar="NAME=VALUE", help="Variable for KWDB's Makefiles. Repeatable."),
+    click.option("--cmake-var", multiple=True, metavar="NAME=VALUE", help="Variable for KWDB's CMake. Repeatable."),
+    click.option("--asan", is_flag=True, default=None, help="Build with the address sanitizer."),
+    click.option("--cache/--no-cache", "use_cache", default=None,
+                 help="Take what earlier builds compiled (default), or compile everything anew."),
 )
 
 

@@ -171,8 +171,13 @@ def copy_tree(
     uid: int | None = None,
     gid: int | None = None,
     progress: Progress | None = None,
+    mtime: int | None = None,
+    backwards: bool = False,
 ) -> SourceTree:
     """Make a working copy at destination_gopath/src/gitee.com/kwbasedb, owned by uid:gid, and describe it.
+
+    mtime is the time that every file gets (unix seconds; None: each its own). backwards: the names in a directory are
+    made in the other order.
 
     KWDB's generators write into the tree, so a build gets its own. Blocks are shared where the file system can
     (copy_file_range), files never are: no hard link leads back. The .git directories come along, so that
@@ -193,7 +198,7 @@ def copy_tree(
     say.update("copying the source")
     try:
         with full_disk_said(target.parent, "copying the source"):
-            _copy_directory(tree.path, temporary, uid, gid)
+            _copy_directory(tree.path, temporary, uid, gid, mtime, backwards=backwards)
         git = GitClient(config=(("safe.directory", "*"),), progress=say)
         for place in ("", *(submodule.path for submodule in tree.submodules)):
             _refresh_index(git, temporary / place)
@@ -243,24 +248,28 @@ def _own(path: Path, uid: int | None, gid: int | None) -> None:
         os.chown(path, -1 if uid is None else uid, -1 if gid is None else gid, follow_symlinks=False)
 
 
-def _copy_directory(source: Path, target: Path, uid: int | None, gid: int | None) -> None:
+def _copy_directory(
+    source: Path, target: Path, uid: int | None, gid: int | None, mtime: int | None, *, backwards: bool
+) -> None:
     target.mkdir()
     with os.scandir(source) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
+        for entry in sorted(entries, key=lambda entry: entry.name, reverse=backwards):
             here = target / entry.name
             if entry.is_symlink():
                 here.symlink_to(Path(entry.path).readlink())
                 _own(here, uid, gid)
             elif entry.is_dir():
-                _copy_directory(Path(entry.path), here, uid, gid)
+                _copy_directory(Path(entry.path), here, uid, gid, mtime, backwards=backwards)
             elif entry.is_file():
-                _copy_file(Path(entry.path), here)
+                _copy_file(Path(entry.path), here, mtime)
                 _own(here, uid, gid)
     _own(target, uid, gid)
     shutil.copystat(source, target)
+    if mtime is not None:
+        os.utime(target, (mtime, mtime))
 
 
-def _copy_file(source: Path, target: Path) -> None:
+def _copy_file(source: Path, target: Path, mtime: int | None) -> None:
     with source.open("rb") as reader, target.open("xb") as writer:
         info = os.fstat(reader.fileno())
         left = info.st_size
@@ -272,7 +281,10 @@ def _copy_file(source: Path, target: Path) -> None:
             writer.seek(info.st_size - left)
             shutil.copyfileobj(reader, writer, 1 << 20)
         os.fchmod(writer.fileno(), stat.S_IMODE(info.st_mode))
-    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+    if mtime is None:
+        os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+    else:
+        os.utime(target, (mtime, mtime))
 
 
 def _refresh_index(git: GitClient, path: Path) -> None:

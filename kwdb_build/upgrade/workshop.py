@@ -12,6 +12,8 @@ from kwdb_build.model import BuildOptions, Verdict
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from kwdb_build.build.reproducible import Comparison
+    from kwdb_build.build.runner import Bench, Wishes
     from kwdb_build.config import Settings
     from kwdb_build.console import Console
     from kwdb_build.engine.base import Engine
@@ -102,8 +104,17 @@ class Workshop:
         return check(requirements.only(Phase.COMPILE), facts, Subject(group="image", toolchain=toolchain.name))
 
     def options(self) -> BuildOptions:
-        """Build options of the settings."""
-        return BuildOptions(build_type=self._settings.build_type, jobs=self._settings.jobs)
+        """Build options of the settings; UsageError for one that the recipe does not take."""
+        from kwdb_build.build import recipe
+
+        cmake = recipe.parse_variables(self._settings.cmake_var, option="--cmake-var")
+        options = BuildOptions(
+            build_type=self._settings.build_type, jobs=self._settings.jobs,
+            make_variables=recipe.parse_variables(self._settings.make_var, option="--make-var"),
+            cmake_variables=recipe.asan(cmake) if self._settings.asan else cmake,
+        )
+        recipe.check_options(options)
+        return options
 
     def find(self, tree: SourceTree) -> Artifact | None:
         """The stored build of this tree, if there is one."""
@@ -117,24 +128,41 @@ class Workshop:
 
         return self.store.look_up(build_key(tree, self.toolchain(tree), self.options()))
 
-    def build(self, tree: SourceTree) -> Artifact:
+    def build(self, tree: SourceTree, wishes: Wishes | None = None) -> Artifact:
         """The artifact of this tree: looked up, or built."""
         from kwdb_build.build.runner import build
 
-        artifact = self.look_up(tree)
+        artifact = None if wishes and wishes.tests else self.look_up(tree)
         if artifact is not None:
             self.store.hold(artifact)
             self._console.update(f"{artifact.key.short} was already built")
         else:
-            image = self.image(tree)  # before the toolchain is asked for: it may get a new lock
+            bench = self._bench(tree, wishes)
             artifact = build(
-                tree, toolchain=self.toolchain(tree), image=image, options=self.options(), engine=self.engine,
-                store=self.store, work_dir=self._settings.home / "work", log=self.log("build"),
-                progress=self._console, settings=self._settings,
+                tree, toolchain=bench.toolchain, image=bench.image, options=bench.options, engine=bench.engine,
+                store=self.store, work_dir=bench.work_dir, log=bench.log, progress=self._console,
+                settings=self._settings, wishes=wishes,
             )
             self._console.update(f"{artifact.version}, key {artifact.key.short}, {len(artifact.files)} files")
         require_runs_here(artifact)
         return artifact
+
+    def verify_reproducible(self, tree: SourceTree, artifact: Artifact, wishes: Wishes | None = None) -> Comparison:
+        """Build a second time under other conditions and compare; NotReproducibleError says what differs and why."""
+        from kwdb_build.build.reproducible import verify
+
+        built_at = artifact.path.stat().st_mtime
+        return verify(artifact, self._bench(tree, wishes), began=built_at)
+
+    def _bench(self, tree: SourceTree, wishes: Wishes | None) -> Bench:
+        from kwdb_build.build.runner import Bench, Wishes
+
+        image = self.image(tree)  # before the toolchain is asked for: it may get a new lock
+        return Bench(
+            tree=tree, toolchain=self.toolchain(tree), image=image, options=self.options(), engine=self.engine,
+            work_dir=self._settings.home / "work", log=self.log("build"), progress=self._console,
+            settings=self._settings, wishes=wishes or Wishes(),
+        )
 
 
 def source_request(settings: Settings, ref: str, *, url: str, redirects: tuple[str, ...]) -> SourceRequest:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kwdb_build.build import conditions, runner
 from kwdb_build.build import recipe as recipes
-from kwdb_build.build import runner
+from kwdb_build.build.caches import DIRECTORY
+from kwdb_build.build.history import FILE, BuildHistory, CacheUse
+from kwdb_build.build.remote import Remote
 from kwdb_build.build.store import ArtifactStore
 from kwdb_build.config import Settings
 from kwdb_build.console import Console
 from kwdb_build.engine.base import Engine, RunResult
 from kwdb_build.engine.docker import DockerEngine
-from kwdb_build.model import Artifact, SourceTree
+from kwdb_build.model import SOURCE_SUFFIX, Artifact, SourceTree
 from kwdb_build.scratch import scratch_directory
 from kwdb_build.upgrade.workshop import Workshop
 from tests.minikwdb.repositories import MiniRepositories
@@ -75,13 +79,13 @@ class Bench:
         """Seconds of one cold build through the tool and of one bare one, of the same tree in the same image."""
         tree = self.fetch(ref)
         image = self.workshop.image(tree)
-        if bare_first:
-            bare = self.bare(tree, image)
-            return self.cold(tree), bare
-        return self.cold(tree), self.bare(tree, image)
+        bare = self.bare(tree, image) if bare_first else 0.0
+        shutil.rmtree(self.home / DIRECTORY, ignore_errors=True)
+        ours = self.cold(tree)
+        return ours, bare or self.bare(tree, image)
 
     def cold(self, tree: SourceTree) -> float:
-        """The tool: copy of the tree, build, checks of the results, `kwbase version`, durable storage.
+        """The tool: copy of the tree, build, checks of the results, `kwbase version`, durable storage. Caches as they are.
 
         What the container with `make install` took of it goes to `own_make_s`: the same work in the same minute, where
         a pair of builds on a busy machine differs by more than the tool could add.
@@ -98,30 +102,61 @@ class Bench:
         return taken
 
     def bare(self, tree: SourceTree, image: str) -> float:
-        """`docker run … make install` with the same command, environment, user and mounts; the copy is not counted."""
+        """`docker run … make install` with the same command, user and mounts; the copy is not counted."""
+        with self.working_copy(tree, image) as run:
+            return self.make(run, image)
+
+    @contextlib.contextmanager
+    def working_copy(self, tree: SourceTree, image: str) -> Iterator[runner.Run]:
+        """A copy of the tree as the tool would build in it, with empty caches."""
         with DockerEngine.connect(self.settings.docker_host) as engine, scratch_directory(
             self.home / "work", "bench-"
         ) as scratch:
-            run = runner._Run(
-                tree=tree, toolchain=self.workshop.toolchain(tree), image=image, engine=engine,
-                log=self.home / "logs" / "bare.log", progress=self.console, settings=self.settings,
-                recipe=recipes.recipe_for(tree.version), scratch=scratch,
+            bench = runner.Bench(
+                tree=tree, toolchain=self.workshop.toolchain(tree), image=image, options=self.workshop.options(),
+                engine=engine, work_dir=self.home / "work", log=self.home / "logs" / "bare.log", progress=self.console,
+                settings=self.settings,
+            )
+            uid, gid = runner.build_identity()
+            run = runner.Run(
+                bench, scratch, uid=uid, gid=gid, cache=None, shared=Remote(), surroundings=conditions.USUAL
             )
             run.prepare()
-            options = self.workshop.options()
-            jobs = options.jobs or recipes.jobs_for(os.cpu_count() or 1, run._memory())
-            environment = recipes.environment(tree, run.toolchain.environment)
-            argv = [
-                "docker", "--host", engine.info().address, "run", "--rm", "--network=none", "--init",
-                f"--user={run.uid}:{run.gid}", f"--workdir={recipes.SOURCE}",
-                f"--volume={run.gopath}:{recipes.GOPATH}", f"--volume={run.shims}:{recipes.SHIMS}:ro",
-                *(f"--env={name}={value}" for name, value in environment.items()), image,
-                *recipes.make_argv(run.recipe, tree, options, jobs),
-            ]
-            with (self.home / "logs" / "bare.log").open("ab") as log:
-                began = time.monotonic()
-                subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True)
-                return time.monotonic() - began
+            yield run
+
+    def make(self, run: runner.Run, image: str) -> float:
+        """Seconds of the bare command in a working copy: the compilers themselves, nothing of ours around make."""
+        spec = run.make_spec()
+        path = spec.environment["PATH"].replace(f"{recipes.COMPILERS}:", "")
+        for name in recipes.MORE_COMPILERS:
+            (run.shims / name).unlink(missing_ok=True)
+        argv = [
+            "docker", "--host", self.workshop.engine.info().address, "run", "--rm", "--network=none", "--init",
+            f"--user={spec.uid}:{spec.gid}", f"--workdir={spec.workdir}",
+            *(f"--volume={mount.source}:{mount.target}" for mount in spec.mounts),
+            *(f"--env={name}={value}" for name, value in {**spec.environment, "PATH": path}.items()), image,
+            *run.argv,
+        ]
+        with (self.home / "logs" / "bare.log").open("ab") as log:
+            began = time.monotonic()
+            subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True)
+            return time.monotonic() - began
+
+    def one_file(self, before: str, after: str, changed: str) -> tuple[float, float, CacheUse]:
+        """Seconds of building `after`, which differs from `before` in one file: through the tool, and bare.
+
+        The tool's tree is fresh and its caches hold `before`; the bare make runs in the tree where `before` was built.
+        """
+        old, new = self.fetch(before), self.fetch(after)
+        image = self.workshop.image(old)
+        with self.working_copy(old, image) as run:
+            self.make(run, image)
+            target = run.gopath / SOURCE_SUFFIX / changed
+            target.write_bytes((new.path / changed).read_bytes())
+            bare = self.make(run, image)
+        self.cold(old)
+        ours = self.cold(new)
+        return ours, bare, BuildHistory(self.home / FILE).all()[-1].cache
 
     def look_up(self, ref: str, times: int) -> list[float]:
         """Seconds until an upgrade has its build when it was fetched and built before: fetch, find, verify, version."""

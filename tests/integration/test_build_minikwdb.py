@@ -89,7 +89,7 @@ def first(
 
 
 def left_in(work: Path) -> list[str]:
-    return [path.name for path in work.iterdir() if path.name != ".gate"]
+    return [path.name for path in work.iterdir() if path.name not in {".gate", ".locks"}]
 
 
 def containers_of(engine: DockerEngine, pid: int) -> list[str]:

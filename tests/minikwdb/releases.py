@@ -123,6 +123,48 @@ RELEASES: tuple[Release, ...] = (
             ),
         ),
     ),
+    # What differs between two builds of it gets past every rule of KWDB's own build: a clock that is not `date`, the
+    # name of the machine, and the order of names in a directory.
+    Release(
+        tag="V1.1.5",
+        parent="V1.1.0",
+        message="Release V1.1.5: cannot be built twice alike",
+        edits=(
+            Edit(
+                path="kwbase/Makefile",
+                old="$(shell date -u '+%Y/%m/%d %H:%M:%S')",
+                new="$(shell bash -c 'printf \"%(%Y/%m/%d %H:%M:%S)T\" -1')",
+            ),
+            Edit(
+                path="common/CMakeLists.txt",
+                old="add_library(common SHARED src/file_util.cpp src/log.cpp)\n",
+                new='execute_process(COMMAND uname -n OUTPUT_VARIABLE BUILD_HOST OUTPUT_STRIP_TRAILING_WHITESPACE)\n'
+                'file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/host.cpp\n'
+                '    "extern const char kBuildHost[];\\nconst char kBuildHost[] = \\"built on ${BUILD_HOST}\\"\\;\\n")\n'
+                "add_library(common SHARED src/file_util.cpp src/log.cpp ${CMAKE_CURRENT_BINARY_DIR}/host.cpp)\n",
+            ),
+            Edit(
+                path="kwdbts2/CMakeLists.txt",
+                old="    src/engine.cpp src/table.cpp src/tag_file.cpp src/ts_api.cpp src/ts_version.cpp src/vgroup.cpp)\n",
+                new="    ${FOUND_SOURCES})\n",
+            ),
+            Edit(
+                path="kwdbts2/CMakeLists.txt",
+                old="add_library(kwdbts2 SHARED\n",
+                new="execute_process(COMMAND find src -name *.cpp OUTPUT_VARIABLE FOUND_SOURCES\n"
+                "    WORKING_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR})\n"
+                'string(REGEX REPLACE "[\\n]+" ";" FOUND_SOURCES "${FOUND_SOURCES}")\n'
+                'list(FILTER FOUND_SOURCES EXCLUDE REGEX "^$")\n'
+                "add_library(kwdbts2 SHARED\n",
+            ),
+        ),
+    ),
+    Release(
+        tag="V1.1.6",
+        parent="V1.1.0",
+        message="Release V1.1.6: one C++ file changed",
+        edits=(Edit(path="kwdbts2/src/ts_version.cpp", old="namespace kwdbts {", new="namespace kwdbts {\n\nextern const int kPatched = 6;"),),
+    ),
     Release(
         tag="patched",
         parent="V1.1.0",

@@ -39,8 +39,8 @@ def test_the_command_line_is_whole_and_stable() -> None:
     options = BuildOptions(build_type="Release", make_variables=(("WITH_ASAN", "OFF"), ("KWBASE_OSS", "ON")))
     argv = recipes.make_argv(recipes.recipe_for(Version.parse("V3.1.0")), tree("V3.1.0"), options, 3)
     assert argv == (
-        "make", "-j3", "BUILD_TYPE=Release", "INSTALL_PATH=/kwdb/install", "BUILDINFO_TAG=V3.1.0", "KWBASE_OSS=ON",
-        "WITH_ASAN=OFF", "install",
+        "/kwdb-shims/enter", "022", "make", "-j3", "BUILD_TYPE=Release", "INSTALL_PATH=/kwdb/install",
+        "BUILDINFO_TAG=V3.1.0", "GOFLAGS=-trimpath -v", "NCPUS=3", "KWBASE_OSS=ON", "WITH_ASAN=OFF", "install",
     )
 
 
@@ -57,6 +57,12 @@ def test_the_command_line_is_whole_and_stable() -> None:
         BuildOptions(make_variables=(("PROTOBUF_DIR", "$(shell id)"),)),
         BuildOptions(make_variables=(("PROTOBUF_DIR", "/a;id"),)),
         BuildOptions(make_variables=(("PROTOBUF_DIR", "/a\n"),)),
+        BuildOptions(make_variables=(("CMAKE_CONFIG_OPTIONS", "-DX=1"),)),
+        BuildOptions(make_variables=(("GOFLAGS", "-race"),)),
+        BuildOptions(cmake_variables=(("CMAKE_BUILD_TYPE", "Debug"),)),
+        BuildOptions(cmake_variables=(("A:STRING", "x"),)),
+        BuildOptions(cmake_variables=(("A", "x y"),)),
+        BuildOptions(cmake_variables=(("A", "$(id)"),)),
     ],
 )
 def test_options_that_a_shell_could_act_on_are_refused(options: BuildOptions) -> None:
@@ -66,14 +72,18 @@ def test_options_that_a_shell_could_act_on_are_refused(options: BuildOptions) ->
 
 def test_the_environment_is_offline_and_has_the_commits_time() -> None:
     environment = recipes.environment(tree("V3.1.0"), {"PATH": "/opt/go/bin:/usr/bin", "CC": "gcc-12"})
-    assert environment["PATH"] == "/kwdb-shims:/opt/go/bin:/usr/bin"
+    assert environment["PATH"] == "/kwdb-shims:/usr/lib/ccache:/opt/go/bin:/usr/bin"
     assert environment["CC"] == "gcc-12"
     assert environment["SOURCE_DATE_EPOCH"] == "86400"
     assert environment["GOPROXY"] == "off"
     assert environment["GO111MODULE"] == "off"
     assert environment["GOPATH"] == "/kwdb"
-    # All that the build writes to lies in the working copy, whose file system was checked for space.
-    assert all(environment[name].startswith("/kwdb/") for name in ("HOME", "TMPDIR", "GOCACHE"))
+    # All that the build writes to lies beside the working copy, whose file system was checked for space.
+    assert environment["HOME"].startswith("/kwdb/")
+    assert environment["TMPDIR"].startswith("/scratch")
+    assert all(environment[name].startswith("/kwdb-cache/") for name in ("GOCACHE", "CCACHE_DIR"))
+    assert not environment["TMPDIR"].startswith(environment["GOPATH"])
+    assert "CCACHE_SLOPPINESS" not in environment
 
 
 @given(cores=st.integers(1, 512), memory=st.integers(0, 1 << 44))
@@ -130,3 +140,36 @@ def test_a_date_that_was_asked_for_is_the_real_one(date: Callable[..., str], tmp
     assert date("-u", "-d", "@0", "+%Y") == "1970"
     assert date("-u", "--date=@0", "+%Y") == "1970"
     assert date("-u", "-r", str(file), "+%d") == "02"
+
+
+def test_variables_as_a_person_gives_them() -> None:
+    assert recipes.parse_variables(("A=1", "B=x=y", "C="), option="--make-var") == (("A", "1"), ("B", "x=y"), ("C", ""))
+    with pytest.raises(UsageError, match="has no value"):
+        recipes.parse_variables(("A",), option="--make-var")
+    with pytest.raises(UsageError, match="twice"):
+        recipes.parse_variables(("A=1", "A=2"), option="--cmake-var")
+
+
+def test_cmake_variables_keep_what_the_makefile_would_pass_on() -> None:
+    assert recipes.cmake_environment(BuildOptions()) == {}
+    given = recipes.cmake_environment(
+        BuildOptions(cmake_variables=recipes.asan((("ENABLE_STATS", "ON"),)), make_variables=(("KWBASE_OSS", "OFF"),))
+    )
+    assert given["CMAKE_CONFIG_OPTIONS"] == (
+        "-DCMAKE_BUILD_TYPE=$(BUILD_TYPE) -DCMAKE_INSTALL_PREFIX=$(INSTALL_PATH) -DPROTOBUF_DIR=$(PROTOBUF_DIR) "
+        "-DKWBASE_OSS=OFF -DENABLE_STATS=ON -DWITH_ASAN=ON"
+    )
+    assert recipes.with_asan(BuildOptions(cmake_variables=recipes.asan((("WITH_ASAN", "OFF"),))))
+
+
+def test_the_wrapper_of_a_build_sets_the_umask_and_passes_the_exit_code_on(tmp_path: Path) -> None:
+    enter = tmp_path / "enter"
+    enter.write_text(recipes.ENTER)
+    enter.chmod(0o755)
+    done = subprocess.run(
+        [enter, "027", "sh", "-c", "umask; while ! test -s memory; do :; done; exit 7"], cwd=tmp_path, check=False,
+        env={"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=60,
+    )
+    assert (done.returncode, done.stdout.strip()) == (7, "0027")
+    now, most = (int(word) for word in (tmp_path / "memory").read_text().split())
+    assert 0 < now <= most

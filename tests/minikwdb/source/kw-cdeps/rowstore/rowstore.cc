@@ -5,6 +5,9 @@
 
 #include "internal.h"
 
+// As rocksdb does: when it was compiled is in the library.
+extern const char rowstore_build_date[] __attribute__((used)) = "rowstore_build_date:" __DATE__ " " __TIME__;
+
 namespace {
 
 void AppendCell(std::string* row, int type, const void* bytes, uint32_t size) {

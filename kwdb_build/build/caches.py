@@ -1,0 +1,176 @@
+"""What builds leave for the next one: objects that ccache keeps, and Go's packages.
+
+<root>/<toolchain>-<lock>-r<recipe>/lock         shared while a build uses them, exclusive while they are looked after
+<root>/<toolchain>-<lock>-r<recipe>/data/ccache  checks its entries' sums by itself
+<root>/<toolchain>-<lock>-r<recipe>/data/go      does not: Go only looks at their size, so we check them before a build
+
+A place of its own for each toolchain lock and recipe version: what another compiler made, or this one under another
+recipe, is never asked for. Whoever may write here decides what later builds consist of, so a place is used only while
+nobody but the build's user may.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kwdb_build.build.recipe import RECIPE_VERSION
+from kwdb_build.scratch import remove_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from kwdb_build.console import Progress
+    from kwdb_build.model import Toolchain
+
+DIRECTORY = "build-cache"
+"""Below home."""
+PARTS = ("ccache", "go")
+_DIGEST_LENGTH = 64
+_PRUNE_TO = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheFacts:
+    """One toolchain's caches: sizes in bytes, and when a build used them last (unix seconds)."""
+
+    name: str
+    path: Path
+    ccache_bytes: int
+    go_bytes: int
+    used_at: float
+
+
+def place_of(root: Path, toolchain: Toolchain) -> Path:
+    """Where the caches of a toolchain's lock and of our way to build are."""
+    return root / f"{toolchain.name}-{toolchain.lock_digest[:16]}-r{RECIPE_VERSION}"
+
+
+@contextlib.contextmanager
+def opened(
+    root: Path, toolchain: Toolchain, *, uid: int, gid: int, limit_bytes: int, progress: Progress
+) -> Iterator[Path | None]:
+    """The directory to mount for a build as uid:gid, checked before and kept within limit_bytes after.
+
+    None when what is there may be somebody else's work; progress says so.
+    """
+    place = place_of(root, toolchain)
+    data = place / "data"
+    for directory in (root, place):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for directory in (data, *(data / part for part in PARTS)):
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+            os.chown(directory, uid, gid)
+    if reason := distrusted(place, uid):
+        progress.note(f"the caches in {place} are not used: {reason}. Remove that directory to have new ones")
+        yield None
+        return
+    fd = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        if _alone(fd):
+            _check(data / "go", progress)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        os.utime(fd)
+        yield data
+        if _alone(fd):
+            with contextlib.suppress(OSError):  # a cache that grows too large is no reason to lose a build
+                prune_go(data / "go", limit_bytes // 2)
+    finally:
+        os.close(fd)
+
+
+def distrusted(place: Path, uid: int) -> str:
+    """Why the caches may hold what another user wrote; '' when only uid, root and we can have."""
+    for path in (place.parent, place, place / "data", *(place / "data" / part for part in PARTS)):
+        info = path.lstat()
+        if not stat.S_ISDIR(info.st_mode):
+            return f"{path} is no directory"
+        if info.st_uid not in {uid, os.geteuid(), 0}:
+            return f"{path} belongs to user {info.st_uid}"
+        if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return f"others may write to {path}"
+    return ""
+
+
+def damaged(go: Path) -> list[Path]:
+    """Entries of Go's cache whose content is not what their name (its sha256) says, such as half-written ones."""
+
+    def wrong(path: Path) -> bool:
+        try:
+            with path.open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest() != path.name.removesuffix("-d")
+        except OSError:
+            return True
+
+    entries = [path for path in go.glob("??/*-d") if len(path.name) == _DIGEST_LENGTH + 2]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [path for path, bad in zip(entries, pool.map(wrong, entries), strict=True) if bad]
+
+
+def prune_go(go: Path, limit_bytes: int) -> int:
+    """Remove the entries that were not used for the longest time; how many. Only while no build runs."""
+    entries = sorted((info.st_mtime, info.st_size, path) for path in go.glob("??/*") for info in [path.lstat()])
+    size = sum(entry[1] for entry in entries)
+    if size <= limit_bytes:
+        return 0
+    removed = 0
+    for _, entry_bytes, path in entries:
+        if size <= limit_bytes * _PRUNE_TO:
+            break
+        path.unlink(missing_ok=True)
+        size -= entry_bytes
+        removed += 1
+    return removed
+
+
+def listed(root: Path) -> tuple[CacheFacts, ...]:
+    """All caches below root, the last used first."""
+    found = [
+        CacheFacts(
+            name=place.name, path=place, ccache_bytes=_size(place / "data" / "ccache"),
+            go_bytes=_size(place / "data" / "go"),
+            used_at=(place / "lock").stat().st_mtime if (place / "lock").exists() else place.stat().st_mtime,
+        )
+        for place in (root.iterdir() if root.is_dir() else ()) if (place / "data").is_dir()
+    ]
+    return tuple(sorted(found, key=lambda facts: facts.used_at, reverse=True))
+
+
+def remove(place: Path) -> bool:
+    """Remove one toolchain's caches; False while a build uses them."""
+    fd = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        if not _alone(fd):
+            return False
+        remove_tree(place)
+    finally:
+        os.close(fd)
+    return True
+
+
+def _check(go: Path, progress: Progress) -> None:
+    bad = damaged(go)
+    for path in bad:
+        path.unlink(missing_ok=True)
+    if bad:
+        progress.note(f"{len(bad)} damaged entries of Go's build cache were removed; their packages are compiled anew")
+
+
+def _alone(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _size(directory: Path) -> int:
+    return sum(info.st_size for path in directory.rglob("*") if stat.S_ISREG((info := path.lstat()).st_mode))

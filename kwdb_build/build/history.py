@@ -1,0 +1,131 @@
+"""Builds of this machine, a line each, and what they tell about the time that the next one takes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from kwdb_build.files import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from kwdb_build.build.progress import Step
+
+FILE = "builds.jsonl"
+_KEPT = 200
+_MARK_EVERY = 10
+_GO_MARK_EVERY = 50
+_TRUSTED_S = 20.0
+"""From here on the speed of this build against the last one is worth something."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheUse:
+    """What came from caches: compilations answered by ccache and done by the compiler, and Go packages compiled.
+
+    shared counts the hits that came from another machine. files names what the compiler had to do.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    shared: int = 0
+    go_packages: int = 0
+    files: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.hits + self.misses:
+            return ""
+        return f"{self.hits} of {self.hits + self.misses} C/C++ files from the cache"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRecord:
+    """One build. marks: how far it was -> seconds since its begin; memory_bytes: the most that was seen at once."""
+
+    when: str
+    key: str
+    version: str
+    recipe: str
+    toolchain: str
+    build_type: str
+    jobs: int
+    outcome: str
+    seconds: float
+    warm: bool
+    memory_bytes: int = 0
+    cache: CacheUse = field(default_factory=CacheUse)
+    marks: dict[str, float] = field(default_factory=dict)
+
+    def like(self, other: BuildRecord) -> tuple[bool, bool, bool, bool]:
+        """How much alike, the most important first."""
+        return (self.warm == other.warm, self.recipe == other.recipe and self.build_type == other.build_type,
+                self.jobs == other.jobs, self.version == other.version)
+
+
+def mark_of(step: Step, packages: int) -> str:
+    """A name for how far a build is, coarse enough to be met again."""
+    if step.phase == "go":
+        return f"go:{packages // _GO_MARK_EVERY}"
+    share = step.done * 100 // step.total // _MARK_EVERY if step.total else 0
+    return f"{step.phase}:{share}"
+
+
+def left_s(past: BuildRecord | None, mark: str, elapsed_s: float) -> float | None:
+    """Seconds that a build at this mark still takes, as the past one took them; None when that cannot be said."""
+    if past is None or mark not in past.marks:
+        return None
+    then = past.marks[mark]
+    speed = min(3.0, max(0.3, elapsed_s / then)) if then > _TRUSTED_S else 1.0
+    return max(0.0, (past.seconds - then) * speed)
+
+
+class BuildHistory:
+    """The file of all builds below a home."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def add(self, record: BuildRecord) -> None:
+        """Append; a disk that is full or a file that cannot be written never spoils a build."""
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            line = json.dumps(asdict(record), ensure_ascii=False) + "\n"
+            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                os.write(fd, line.encode())
+            finally:
+                os.close(fd)
+            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            if len(lines) > 2 * _KEPT:
+                write_atomic(self._path, "".join(lines[-_KEPT:]))
+
+    def all(self) -> tuple[BuildRecord, ...]:
+        """All that can be read, the oldest first."""
+        try:
+            text = self._path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ()
+        return tuple(record for line in text.splitlines() if (record := _read(line)) is not None)
+
+    def most_like(self, new: BuildRecord) -> BuildRecord | None:
+        """The successful build that tells most about a new one; the newest of equals."""
+        return _best([record for record in self.all() if record.outcome == "built"], new)
+
+
+def _best(records: Sequence[BuildRecord], new: BuildRecord) -> BuildRecord | None:
+    return max(enumerate(records), key=lambda pair: (*pair[1].like(new), pair[0]), default=(0, None))[1]
+
+
+def _read(line: str) -> BuildRecord | None:
+    """A line, None when it is cut off or of another time."""
+    try:
+        data: dict[str, Any] = json.loads(line)
+        cache = data.pop("cache")
+        return BuildRecord(**data, cache=CacheUse(**{**cache, "files": tuple(cache["files"])}))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None

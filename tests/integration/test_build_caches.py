@@ -1,0 +1,232 @@
+"""What builds leave for the next one: it must save work, and never change a byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kwdb_build.build.caches import DIRECTORY, place_of
+from kwdb_build.build.history import FILE, BuildHistory, BuildRecord
+from kwdb_build.build.recipe import COMPILERS
+from kwdb_build.build.remote import shared
+from kwdb_build.build.watch import parse_stats
+from kwdb_build.console import Progress
+from kwdb_build.engine.base import Mount, RunSpec
+from kwdb_build.engine.docker import DockerEngine
+from kwdb_build.errors import UsageError
+from kwdb_build.model import Artifact, Toolchain
+from tests.conftest import missing
+from tests.integration.tool import Answer, Tool
+from tests.minikwdb.repositories import MiniRepositories
+from tests.ports import free_port
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
+BUILD_UID = 65532 if os.geteuid() == 0 else os.geteuid()
+
+
+@pytest.fixture
+def warm(
+    mini_build: Callable[[str], Artifact], mini_home: Path, mini_toolchain: Toolchain, repositories: MiniRepositories,
+    engine_address: str, tmp_path: Path,
+) -> Tool:
+    """A command line with an empty store, and caches that hold what V1.1.0 is made of."""
+    mini_build("V1.1.0")
+    home = tmp_path / "home"
+    cache = place_of(mini_home / DIRECTORY, mini_toolchain)
+    target = place_of(home / DIRECTORY, mini_toolchain)
+    target.parent.mkdir(parents=True, mode=0o700)
+    subprocess.run(["cp", "-a", str(cache), str(target)], check=True)
+    return Tool(home=home, repositories=repositories, docker_host=engine_address)
+
+
+def files_of(answer: Answer) -> dict[str, str]:
+    assert answer.code == 0, answer.err
+    return {entry["path"]: entry["sha256"] for entry in answer.json["artifact"]["files"]}
+
+
+def last_build(tool: Tool) -> BuildRecord:
+    return BuildHistory(tool.home / FILE).all()[-1]
+
+
+def test_one_changed_file_is_one_compilation_and_no_byte_differs_without_caches(
+    warm: Tool, mini_build: Callable[[str], Artifact]
+) -> None:
+    go = files_of(warm("build", "patched", "--json"))
+    use = last_build(warm).cache
+    # This one asks for the time of the commit (as rocksdb does): from a cache it would bring that of another one.
+    assert [Path(name).name for name in use.files] == ["rowstore.cc"]
+    assert use.hits >= 13, "all that CMake compiles, and the other native files"
+    assert 0 < use.go_packages < 10, "the changed package and those that import it"
+    cpp = files_of(warm("build", "V1.1.6", "--json"))
+    assert sorted(Path(name).name for name in last_build(warm).cache.files) == ["rowstore.cc", "ts_version.cpp"]
+    assert go["lib/libkwdbts2.so"] != cpp["lib/libkwdbts2.so"]
+    assert go["lib/libcommon.so"] == cpp["lib/libcommon.so"]
+    record = last_build(warm)
+    assert (record.outcome, record.warm, record.jobs) == ("built", True, record.jobs)
+    assert record.memory_bytes > 10 << 20
+
+
+def test_a_damaged_cache_changes_nothing_but_the_time(
+    warm: Tool, mini_build: Callable[[str], Artifact], mini_toolchain: Toolchain
+) -> None:
+    data = place_of(warm.home / DIRECTORY, mini_toolchain) / "data"
+    harmed = 0
+    for number, path in enumerate(sorted(path for path in data.rglob("*") if path.is_file())):
+        if path.name.endswith("-d") and number % 3 and path.stat().st_size > 1 << 16:
+            continue  # most of the standard library stays, or this would be a cold build
+        content = bytearray(path.read_bytes())
+        if content and path.suffix != ".txt":
+            content[len(content) // 2] ^= 0xFF
+            path.write_bytes(content if number % 2 else content[:-1])
+            harmed += 1
+    assert harmed > 100
+    answer = warm("build", "V1.1.0", "--json", timeout_s=600)
+    assert files_of(answer) == {record.path: record.sha256 for record in mini_build("V1.1.0").files}
+    assert "damaged entries of Go's build cache were removed" in answer.err
+
+
+def test_a_cache_that_others_may_write_to_is_not_used(
+    warm: Tool, mini_build: Callable[[str], Artifact], mini_toolchain: Toolchain
+) -> None:
+    place = place_of(warm.home / DIRECTORY, mini_toolchain)
+    (place / "data" / "ccache").chmod(0o777)
+    process = warm.begin("build", "V1.1.0")
+    assert process.stderr is not None
+    try:
+        seen = []
+        for line in process.stderr:
+            seen.append(line)
+            if "are not used: others may write to" in line:
+                break
+        else:
+            pytest.fail("".join(seen))
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=120)
+
+
+def test_the_second_build_of_a_key_waits_for_the_first_and_takes_its_result(warm: Tool) -> None:
+    first = warm.begin("build", "V1.1.0", "--json")
+    deadline = time.monotonic() + 120
+    while not list((warm.home / "work").glob("build-*/gopath/src/gitee.com/kwbasedb/build/CMakeCache.txt")):
+        assert first.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    second = warm("build", "V1.1.0", "--json", timeout_s=600)
+    out, err = first.communicate(timeout=600)
+    assert first.returncode == 0, err
+    assert "another kwdb-build is building" in second.err
+    assert second.json["artifact"] == json.loads(out)["artifact"]
+    assert len(BuildHistory(warm.home / FILE).all()) == 1
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[tuple[int, str]]:
+    """A real Redis on loopback with a password: port and password."""
+    if shutil.which("redis-server") is None:
+        missing("redis-server")
+    port, password = free_port(), "a secret: word"
+    with (tmp_path / "redis.log").open("wb") as log:
+        server = subprocess.Popen(
+            ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--requirepass", password,
+             "--dir", str(tmp_path)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        )
+    try:
+        deadline = time.monotonic() + 30
+        while b"Ready to accept connections" not in (tmp_path / "redis.log").read_bytes():
+            assert server.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield port, password
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+class Notes(Progress):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def compiled(
+    engine: DockerEngine, image: str, place: Path, url: str, password_file: Path | None
+) -> tuple[list[str], bytes, list[str]]:
+    """Compile one file on a machine with an empty cache of its own: ccache's words, the object, and what was said."""
+    work = place / "work"
+    work.mkdir(parents=True)
+    (work / "answer.cc").write_text("int answer() { return 42; }\n")
+    for path in (work, work / "answer.cc"):
+        os.chown(path, BUILD_UID, BUILD_UID if os.geteuid() == 0 else os.getegid())
+    notes = Notes()
+    with shared(url, password_file, scratch=place, progress=notes) as remote:
+        result = engine.run(
+            RunSpec(
+                image=image, argv=("g++", "-c", "answer.cc"), uid=BUILD_UID, gid=BUILD_UID, workdir="/kwdb",
+                mounts=(Mount(source=work, target="/kwdb", read_only=False), *remote.mounts),
+                environment={"PATH": f"{COMPILERS}:/usr/bin:/bin", "CCACHE_DIR": "/kwdb/ccache", "TMPDIR": "/kwdb",
+                             "CCACHE_STATSLOG": "/kwdb/stats", "CCACHE_COMPILERCHECK": "content",
+                             **remote.environment},
+            ),
+            on_line=notes.note, log=place / "log",
+        )
+    assert result.returncode == 0, notes.notes
+    words = (work / "stats").read_text().splitlines()
+    return words, (work / "answer.o").read_bytes(), notes.notes
+
+
+def test_machines_share_a_cache_through_redis_although_builds_have_no_network(
+    engine: DockerEngine, mini_toolchain: Toolchain, redis: tuple[int, str], tmp_path: Path
+) -> None:
+    port, password = redis
+    file = tmp_path / "password"
+    file.write_text(f"{password}\n")
+    url, image = f"redis://127.0.0.1:{port}/3", mini_toolchain.image_tag
+    words, first, notes = compiled(engine, image, tmp_path / "one", url, file)
+    assert parse_stats(words).misses == 1
+    assert notes == []
+    words, second, _ = compiled(engine, image, tmp_path / "other", url, file)
+    assert (parse_stats(words).hits, parse_stats(words).shared) == (1, 1), words
+    assert first == second
+
+
+def test_a_shared_cache_that_fails_is_no_failure_of_the_build(
+    engine: DockerEngine, mini_toolchain: Toolchain, redis: tuple[int, str], tmp_path: Path
+) -> None:
+    port, _ = redis
+    wrong = tmp_path / "password"
+    wrong.write_text("wrong")
+    image = mini_toolchain.image_tag
+    _, _, notes = compiled(engine, image, tmp_path / "one", f"redis://127.0.0.1:{port}", wrong)
+    assert any("does not take the password" in note for note in notes)
+    _, _, notes = compiled(engine, image, tmp_path / "other", f"redis://127.0.0.1:{free_port()}", None)
+    assert any("does not answer" in note for note in notes)
+
+
+def test_machines_share_a_directory(engine: DockerEngine, mini_toolchain: Toolchain, tmp_path: Path) -> None:
+    directory = tmp_path / "common"
+    directory.mkdir()
+    directory.chmod(0o777)
+    compiled(engine, mini_toolchain.image_tag, tmp_path / "one", f"file:{directory}", None)
+    words, _, _ = compiled(engine, mini_toolchain.image_tag, tmp_path / "other", f"file:{directory}", None)
+    assert parse_stats(words).shared == 1
+
+
+@pytest.mark.parametrize(
+    "url", ["http://host", "redis://user:secret@host", "redis://host/x", "redis://", "file:/no/such/directory", "x"]
+)
+def test_addresses_that_are_none(url: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught, shared(url, None, scratch=tmp_path, progress=Progress()):
+        pass
+    assert "secret" not in f"{caught.value.message}{caught.value.context}"

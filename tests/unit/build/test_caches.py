@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kwdb_build.build import caches
+from kwdb_build.console import Progress
+from kwdb_build.model import Toolchain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TOOLCHAIN = Toolchain(
+    name="t", path=Path("/t"), distribution="debian", release="12", architecture="amd64", packages=(),
+    locked_packages=(), wheels=(), environment={}, serves="", lock_digest="d" * 64,
+)
+
+
+class Notes(Progress):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Callable[..., tuple[Path | None, list[str]]]:
+    def call(limit_bytes: int = 1 << 30) -> tuple[Path | None, list[str]]:
+        notes = Notes()
+        with caches.opened(
+            tmp_path / "cache", TOOLCHAIN, uid=os.geteuid(), gid=os.getegid(), limit_bytes=limit_bytes, progress=notes
+        ) as place:
+            return place, notes.notes
+
+    return call
+
+
+def entry(go: Path, content: bytes, *, mtime: float = 1e9) -> Path:
+    name = hashlib.sha256(content).hexdigest()
+    path = go / name[:2] / f"{name}-d"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    os.utime(path, (mtime, mtime))
+    return path
+
+
+def test_a_new_cache_belongs_to_the_builds_user_alone(opened: Callable[..., tuple[Path | None, list[str]]]) -> None:
+    place, notes = opened()
+    assert place is not None
+    assert notes == []
+    for part in (place, place / "go", place / "ccache", place.parent):
+        assert part.stat().st_mode & 0o077 == 0
+    assert caches.place_of(place.parents[1], TOOLCHAIN) == place.parent
+
+
+@pytest.mark.parametrize("part", [".", "data", "data/go", "data/ccache"])
+@pytest.mark.parametrize("harm", ["writable", "foreign", "link"])
+def test_what_others_could_have_written_is_not_used(
+    opened: Callable[..., tuple[Path | None, list[str]]], tmp_path: Path, part: str, harm: str
+) -> None:
+    place, _ = opened()
+    assert place is not None
+    path = place.parent / part
+    if harm == "writable":
+        path.chmod(0o770)
+    elif harm == "foreign":
+        if os.geteuid() != 0:
+            pytest.skip("needs root to give a directory away")
+        os.chown(path, 12345, 12345)
+    else:
+        path.rename(tmp_path / "moved")
+        path.symlink_to(tmp_path / "moved")
+    again, notes = opened()
+    assert again is None
+    assert str(path.resolve() if harm != "link" else path.absolute()) in notes[0].replace("/./", "/") or part == "."
+    assert "not used" in notes[0]
+
+
+def test_damaged_entries_of_go_are_removed_before_a_build(
+    opened: Callable[..., tuple[Path | None, list[str]]]
+) -> None:
+    place, _ = opened()
+    assert place is not None
+    good, bad, cut = (entry(place / "go", content) for content in (b"good", b"bad", b"cut off"))
+    bad.write_bytes(b"b4d")
+    cut.write_bytes(b"")
+    other = bad.with_name(bad.name[:-1] + "a")
+    other.write_text("v1 an action, which Go reads for itself")
+    _, notes = opened()
+    assert good.exists()
+    assert other.exists()
+    assert not bad.exists()
+    assert not cut.exists()
+    assert notes[0].startswith("2 damaged entries")
+
+
+def test_a_cache_in_use_is_not_looked_after(opened: Callable[..., tuple[Path | None, list[str]]]) -> None:
+    place, _ = opened()
+    assert place is not None
+    half_written = entry(place / "go", b"whole")
+    half_written.write_bytes(b"half")
+    with (place.parent / "lock").open("rb") as other_build:
+        fcntl.flock(other_build, fcntl.LOCK_SH)
+        assert opened()[1] == []
+        assert half_written.exists()
+        assert caches.remove(place.parent) is False
+    assert opened()[1] != []
+    assert caches.remove(place.parent) is True
+    assert not place.exists()
+
+
+def test_what_was_not_used_for_long_goes_first(opened: Callable[..., tuple[Path | None, list[str]]]) -> None:
+    place, _ = opened()
+    assert place is not None
+    old, middle, new = (
+        entry(place / "go", bytes([number]) * 1000, mtime=1e9 + number) for number in (1, 2, 3)
+    )
+    opened(limit_bytes=4500)
+    assert [path.exists() for path in (old, middle, new)] == [False, True, True]
+    [facts] = caches.listed(place.parents[1])
+    assert (facts.go_bytes, facts.ccache_bytes) == (2000, 0)

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kwdb_build.build.history import BuildHistory, BuildRecord, CacheUse, left_s, mark_of
+from kwdb_build.build.progress import Step
+from kwdb_build.build.watch import Watch, parse_stats
+from kwdb_build.console import Progress
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RECORD = BuildRecord(
+    when="2026-01-01T00:00:00Z", key="k", version="V3.1.0", recipe="kwdb-3.0", toolchain="t", build_type="Release",
+    jobs=2, outcome="built", seconds=100.0, warm=False, marks={"compile:5": 40.0, "go:0": 60.0},
+    cache=CacheUse(hits=1, misses=2, files=("a", "b")),
+)
+
+# As ccache 4.7 writes it.
+STATS = """\
+# /kwdb/src/gitee.com/kwbasedb/common/src/log.cpp
+cache_miss
+direct_cache_miss
+local_storage_miss
+local_storage_write
+# /kwdb/src/gitee.com/kwbasedb/common/src/file_util.cpp
+direct_cache_hit
+local_storage_hit
+# x.cc
+local_storage_miss
+preprocessed_cache_hit
+remote_storage_hit
+# CMakeCCompilerId.c
+autoconf_test
+"""
+
+
+def test_what_ccache_says_of_a_build() -> None:
+    use = parse_stats(STATS.splitlines())
+    assert use == CacheUse(
+        hits=2, misses=1, shared=1, files=("/kwdb/src/gitee.com/kwbasedb/common/src/log.cpp",)
+    )
+    assert str(use) == "2 of 3 C/C++ files from the cache"
+    assert str(parse_stats([])) == ""
+
+
+def test_builds_are_kept_and_read_back(tmp_path: Path) -> None:
+    history = BuildHistory(tmp_path / "deep" / "builds.jsonl")
+    assert history.all() == ()
+    history.add(RECORD)
+    with (tmp_path / "deep" / "builds.jsonl").open("a") as file:
+        file.write('{"when": "cut o\n[]\n{}\n')
+    later = dataclasses.replace(RECORD, outcome="failed")
+    history.add(later)
+    assert history.all() == (RECORD, later)
+
+
+def test_the_file_of_builds_does_not_grow_without_end(tmp_path: Path) -> None:
+    history = BuildHistory(tmp_path / "builds.jsonl")
+    for number in range(410):
+        history.add(dataclasses.replace(RECORD, key=str(number)))
+    kept = history.all()
+    assert 200 <= len(kept) <= 210
+    assert kept[-1].key == "409"
+
+
+def test_a_disk_that_is_full_does_not_spoil_a_build(tmp_path: Path) -> None:
+    (tmp_path / "builds.jsonl").mkdir()
+    BuildHistory(tmp_path / "builds.jsonl").add(RECORD)
+    assert BuildHistory(tmp_path / "builds.jsonl").all() == ()
+
+
+def test_the_build_most_alike_tells_the_time(tmp_path: Path) -> None:
+    history = BuildHistory(tmp_path / "builds.jsonl")
+    assert history.most_like(RECORD) is None
+    warm = dataclasses.replace(RECORD, warm=True, seconds=10.0)
+    other_jobs = dataclasses.replace(RECORD, jobs=8)
+    failed = dataclasses.replace(RECORD, outcome="failed", seconds=1.0)
+    newest = dataclasses.replace(RECORD, seconds=90.0)
+    for record in (warm, RECORD, newest, other_jobs, failed):
+        history.add(record)
+    assert history.most_like(RECORD) == newest
+    assert history.most_like(dataclasses.replace(RECORD, warm=True, version="V3.2.0")) == warm
+
+
+@pytest.mark.parametrize(
+    ("mark", "elapsed", "left"),
+    [("compile:5", 40.0, 60.0), ("compile:5", 80.0, 120.0), ("go:0", 30.0, 20.0), ("compile:7", 50.0, None)],
+)
+def test_time_left_goes_by_the_last_build_and_by_the_speed_of_this_one(
+    mark: str, elapsed: float, left: float | None
+) -> None:
+    assert left_s(RECORD, mark, elapsed) == left
+
+
+def test_no_time_left_is_made_up() -> None:
+    assert left_s(None, "compile:5", 10.0) is None
+
+
+def test_marks_are_coarse() -> None:
+    assert mark_of(Step(phase="compile", text="x", done=57, total=100), 0) == "compile:5"
+    assert mark_of(Step(phase="go", text="x"), 120) == "go:2"
+    assert mark_of(Step(phase="configure", text="x"), 0) == "configure:0"
+
+
+class Texts(Progress):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def update(self, text: str, *, done: float | None = None, total: float | None = None) -> None:
+        self.texts.append(text)
+
+
+def test_a_person_sees_target_time_left_cache_and_memory(tmp_path: Path) -> None:
+    (tmp_path / "ccache.log").write_text(STATS)
+    (tmp_path / "memory").write_text("262144 524288\n")
+    past = dataclasses.replace(RECORD, marks={"compile:5": 10.0})
+    texts = Texts()
+    watch = Watch(tmp_path, texts, past)
+    watch.line("[ 57%] Building CXX object kwdbts2/CMakeFiles/kwdbts2.dir/src/engine.cpp.o")
+    assert texts.texts == ["compiling engine.cpp  about 1:30 left  cache 2/3  1.0 GiB"]
+    assert watch.memory_bytes == 2 << 30
+    assert watch.marks.keys() == {"compile:5"}
+    watch.line("gitee.com/kwbasedb/kwbase/pkg/sql")
+    assert watch.cache_use().go_packages == 1
+    (tmp_path / "memory").write_text("half a li")
+    watch.finish()
+    assert watch.memory_bytes == 2 << 30
