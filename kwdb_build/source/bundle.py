@@ -361,6 +361,7 @@ def open_bundle(file: Path, *, home: Path, key: Path | None, progress: Progress)
             os.sync()  # one flush for all, before the name makes them count
             temporary.rename(place)
             fsync_directory(bundles)
+        os.utime(place)  # `cache list` tells when it was last used
     return reopen(place)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from kwdb_build.errors import LockedError, UsageError
 from kwdb_build.files import read_json
+from kwdb_build.source.bundle import CONTENTS
 from kwdb_build.source.cachelock import hold, set_aside
 from kwdb_build.source.inspect import holds_store
 from kwdb_build.source.mirror import RECORD, directory_bytes
@@ -26,7 +27,7 @@ _SHORT = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One thing in the cache. kind: repository, checkout, damaged or unfinished. last_used is a unix time.
+    """One thing in the cache. kind: repository, checkout, bundle, damaged or unfinished. last_used is a unix time.
 
     size_bytes counts a file that several entries share (a checkout links the packs of its repository) in each of them.
     """
@@ -52,6 +53,7 @@ def entries(home: Path) -> tuple[Entry, ...]:
     repositories, checkouts = home / "cache" / "git", home / "source"
     found = [_entry(path, "repository") for path in _directories(repositories) if path.suffix == ".git"]
     found += [_entry(path, "checkout") for path in _directories(checkouts) if _is_checkout(path)]
+    found += [_entry(path, "bundle") for path in _directories(home / "bundles") if (path / CONTENTS).is_file()]
     for place in (repositories, checkouts):
         found += [_entry(path, "damaged") for path in _directories(place) if ".aside-" in path.name]
     found += [
@@ -79,6 +81,9 @@ def _entry(path: Path, kind: str) -> Entry:
 def _what(path: Path, kind: str) -> str:
     if kind in {"damaged", "unfinished"}:
         return "set aside as damaged" if kind == "damaged" else "left by a run that was cut off"
+    if kind == "bundle":
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return f"{read_json(path / CONTENTS)['source']['version']['text']} and its toolchain"
     if kind == "checkout":
         described = path / "source.json"  # of archives, patched trees and the like
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

@@ -122,6 +122,7 @@ def settings_with(settings: Settings, opened: bundle.Opened) -> Settings:
         raise BundleError(
             f"the bundle was made by kwdb-build {opened.contents.made_by}, whose build image is another one",
             context=f"toolchain {held.name}: {held.lock_digest[:16]} there, {found.lock_digest[:16]} here",
-            hint=f"use kwdb-build {opened.contents.made_by} here, or make the bundle with {__version__}",
+            hint="use here the very kwdb-build that made it, or make the bundle anew with this one "
+            f"({__version__}): its Dockerfile.build is part of the image's identity",
         )
     return changed

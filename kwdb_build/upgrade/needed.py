@@ -67,10 +67,13 @@ def _replaced_kwbase(run: RunDirectory) -> set[str]:
 
 
 def needed_sources(home: Path) -> tuple[Path, ...]:
-    """Source trees of runs that can be resumed."""
+    """Source trees and opened bundles of runs that can be resumed."""
     found = []
     for run in RunDirectory.all(home):
         if is_open(run):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                bundle = read_json(run.request)["choice"]["bundle"]
+                found += [Path(bundle)] if bundle else []
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 found.append(Path(str(read_json(run.source)["path"])))
     return tuple(found)

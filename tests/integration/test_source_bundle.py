@@ -125,6 +125,8 @@ def test_show_verify_and_signatures(create: Callable[..., Path], tmp_path: Path)
     assert shown["signed"]
     assert call("bundle", "verify", str(file)).code == 0
     assert call("fetch", "--bundle", str(file), "--home", str(tmp_path / "a"), "--bundle-key", f"{key}.pub").code == 0
+    cached = call("cache", "list", "--home", str(tmp_path / "a"), "--json").json
+    assert "bundle" in {entry["kind"] for entry in cached["cache"]}
     unsigned = create(name="unsigned")
     refused = call("fetch", "--bundle", str(unsigned), "--home", str(tmp_path / "b"), KWDB_BUILD_BUNDLE_KEY=f"{key}.pub")
     assert refused.code == ExitCode.BUNDLE
