@@ -162,8 +162,10 @@ class _Local:
 
     # -------------------------------------------------------------- submodules
 
-    def _fill_submodules(self, path: Path, prefix: str) -> tuple[Submodule, ...]:
+    def _fill_submodules(self, path: Path, prefix: str, depth: int = 0) -> tuple[Submodule, ...]:
         wanted = self._gitmodules(path)
+        if wanted and depth >= _MAX_DEPTH:
+            raise SubmoduleError(f"submodules nest deeper than {_MAX_DEPTH}: {prefix}{next(iter(wanted))}")
         unknown = [] if prefix else sorted(
             name for name in self.source.submodules if not any(
                 name == known or name.startswith(f"{known}/") for known in wanted
@@ -188,8 +190,7 @@ class _Local:
                 missing.append(f"{shown}  ({url})")
                 continue
             found.append(Submodule(path=shown, url=origin, commit=f"sha256:{content_digest(place)}"))
-            if shown.count("/") < _MAX_DEPTH * 4:
-                found += self._fill_submodules(place, f"{shown}/")
+            found += self._fill_submodules(place, f"{shown}/", depth + 1)
         if missing:
             raise SubmoduleError(
                 f"{self.source.path.name} comes without {len(missing)} of its submodules", context="\n".join(missing),
@@ -289,7 +290,7 @@ def version_in_name(name: str) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """What an archive (its bytes) or a directory (names, sizes and times) is known by between two calls."""
+    """What an archive (its bytes) or a directory (its files' bytes, and their newest time) is known by."""
     if path.is_file():
         return sha256_of(path)
     return f"{content_digest(path)} {_newest(path)}"

@@ -195,7 +195,7 @@ def _apply(git: GitClient, path: Path, file: PatchFile, number: int, total: int)
     """Apply one patch to the files; git itself refuses ../, absolute paths, .git and paths through symlinks."""
     patch = file.patch
     _require_directory(path, patch)
-    place = path.parents[len(SOURCE_SUFFIX.parts)] / "current.patch"
+    place = path.parents[len(SOURCE_SUFFIX.parts) - 1] / "current.patch"  # of this temporary tree alone
     place.write_bytes(file.data)
     try:
         done = git.run(
