@@ -84,15 +84,10 @@ class SandboxEngine:
         """A sandbox of this machine's own /usr that does nothing: the same steps as a run takes."""
         if self._as_root and not bubblewrap.may_mount():
             raise bubblewrap.refused("root without CAP_SYS_ADMIN, as in a container")
-        with self.user_namespace_of_all() as userns:
-            options = bubblewrap.with_own_tools((), identity=bubblewrap.identity(0, 0, userns))
-            try:
-                command.run(
-                    [bubblewrap.program(), *options, "--", "/bin/sh", "-c", ":"],
-                    fds=() if userns is None else (userns,),
-                )
-            except command.CommandError as error:
-                raise bubblewrap.refused(error.context or error.message) from error
+        try:
+            self.with_own_tools((), ["/bin/sh", "-c", ":"])
+        except command.CommandError as error:
+            raise bubblewrap.refused(error.context or error.message) from error
 
     def info(self) -> EngineInfo:
         """Version of bubblewrap, where the images are, and the free space there."""
@@ -199,11 +194,12 @@ class SandboxEngine:
 
     def with_own_tools(self, binds: Sequence[Bind], argv: Sequence[str]) -> None:
         """Run a program of this machine that sees only the binds; CommandError when it fails."""
-        identity = [] if self._as_root else bubblewrap.identity(0, 0, None)
-        command.run(
-            [bubblewrap.program(), *bubblewrap.with_own_tools(binds, identity=identity), "--", *argv],
-            timeout_s=_UNPACK_S, env={"PATH": _PATH, "LC_ALL": "C.UTF-8"},
-        )
+        with self.user_namespace_of_all() as userns:
+            options = bubblewrap.with_own_tools(binds, identity=bubblewrap.identity(0, 0, userns))
+            command.run(
+                [bubblewrap.program(), *options, "--", *argv], timeout_s=_UNPACK_S,
+                env={"PATH": _PATH, "LC_ALL": "C.UTF-8"}, fds=() if userns is None else (userns,),
+            )
 
     @contextlib.contextmanager
     def user_namespace_of_all(self) -> Iterator[int | None]:

@@ -251,6 +251,31 @@ def test_as_an_ordinary_user(open_place: Path) -> None:
     assert lines[-2:] == ["1", "owner 4321"], "the image is read-only"
 
 
+@pytest.mark.usefixtures("sandbox")
+def test_root_of_a_container(tmp_path: Path) -> None:
+    """Root with the capabilities that Docker leaves and SYS_ADMIN, so without NET_ADMIN."""
+    if os.geteuid() != 0:
+        pytest.skip("drops capabilities of root")
+    tiny_root(tmp_path / "tiny.tar")
+    script = """
+        import sys
+        from pathlib import Path
+        from kwdb_build.engine.sandbox import SandboxEngine
+        from tests.integration.enginebox import shell
+        place = Path(sys.argv[1])
+        engine = SandboxEngine.open(place / "sandbox")
+        engine.import_base(place / "tiny.tar", "kwdb-build-test/tiny:1", environment={})
+        engine.run(shell("kwdb-build-test/tiny:1", "id -u"), on_line=print, log=place / "log")
+    """
+    kept = "chown,dac_override,fowner,fsetid,kill,setgid,setuid,setpcap,net_bind_service,net_raw,sys_chroot,mknod"
+    bounding = "-all," + ",".join(f"+{name}" for name in [*kept.split(","), "audit_write", "setfcap", "sys_admin"])
+    answer = subprocess.run(
+        ["setpriv", f"--bounding-set={bounding}", sys.executable, "-c", textwrap.dedent(script), str(tmp_path)],
+        check=False, capture_output=True, text=True, cwd=TOP, env={**os.environ, "PYTHONPATH": str(TOP)}, timeout=120,
+    )
+    assert (answer.returncode, answer.stdout) == (0, "1000\n"), answer.stderr
+
+
 INTERACTIVE = """
 import os, sys
 from pathlib import Path
