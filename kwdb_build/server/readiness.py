@@ -82,7 +82,7 @@ def wait_ready(
         ready_s = waiting.until("the server is ready", waiting.ready)
         sql_s = waiting.until("SQL answers", waiting.answers)
         banner = waiting.banner(wanted=expect is not None)
-        found = identity(login)
+        found = waiting.identity()
     finally:
         if started.notify:
             started.notify.close()
@@ -145,6 +145,14 @@ class _Waiting:
                 return None
             time.sleep(_PAUSE_S)
         return found
+
+    def identity(self) -> NodeIdentity:
+        """Who answers; a server that has died meanwhile is told as such."""
+        try:
+            return identity(self.login)
+        except sql.SqlError as error:
+            self._require_life()
+            raise StartError(f"the server answers no more: {error.message}", context=error.context) from error
 
     def pid(self) -> int:
         """The server's own pid."""

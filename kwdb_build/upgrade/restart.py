@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kwdb_build.errors import RefusedError, StartError
 from kwdb_build.model import Verdict
+from kwdb_build.sql import Login, Session, SqlError, identifier
 from kwdb_build.upgrade import gate
 from kwdb_build.upgrade.context import commands_of
 from kwdb_build.upgrade.lock import hold_home, hold_stores
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from kwdb_build.model import Deployment
     from kwdb_build.server.readiness import Ready
     from kwdb_build.server.watch import Watcher
-    from kwdb_build.sql import Login
 
 _FIRST_ANSWER_S = 5.0
 _WELL = "same process, node, addresses and libraries"
@@ -116,15 +117,16 @@ def start_stopped(deployment: Deployment, settings: Settings, console: Console, 
                 )
             console.update(f"pid {ready.pid} answers SQL after {ready.sql_s:.1f} s")
         with console.step(2, 2, "look again"):
-            _look_again(deployment, ready, login, settings, series=_a_series(login))
+            series = ""
+            with contextlib.suppress(SqlError):  # it may have died already: the second look says so in better words
+                series = _a_series(login)
+            _look_again(deployment, ready, login, settings, series=series)
             console.update(_WELL)
     return Restarted(pid=ready.pid, began=started.began_at, downtime_s=-1.0, parts={"start": round(ready.sql_s, 3)})
 
 
 def login_of(deployment: Deployment, settings: Settings) -> Login:
     """How our own checks reach SQL."""
-    from kwdb_build.sql import Login
-
     return Login(
         address=deployment.sql, user=settings.sql_user, certs_dir=deployment.certs_dir,
         password_file=settings.sql_password_file,
@@ -164,7 +166,6 @@ def _account(began: float, stopped_s: float, launched: float, ready: Ready, seen
 
 def _a_series(login: Login) -> str:
     """Quoted name of a time-series table that has a row; '' when there is none."""
-    from kwdb_build.sql import Session, identifier
     from kwdb_build.verify import probe
 
     with Session(login) as session:
@@ -181,14 +182,18 @@ def _a_series(login: Login) -> str:
 def _look_again(deployment: Deployment, ready: Ready, login: Login, settings: Settings, *, series: str) -> None:
     """Some seconds later: servers were seen to answer SQL for a moment and die, or to have lost their time series."""
     from kwdb_build.server import readiness
-    from kwdb_build.sql import Session
 
     time.sleep(settings.settle_s)
     readiness.require_still_well(deployment, ready, login)
-    if series:
+    if not series:
+        return
+    try:
         with Session(login) as session:
-            if not session.rows(f"SELECT 1 FROM {series} LIMIT 1"):  # noqa: S608 a quoted name
-                raise StartError(
-                    f"{series} had a row before the restart and has none now",
-                    hint="is the time-series directory (tsdb, --ts-store) where it was? Look into TsEngine.log",
-                )
+            rows = session.rows(f"SELECT 1 FROM {series} LIMIT 1")  # noqa: S608 a quoted name
+    except SqlError as error:
+        raise StartError(f"{series} could be read before and cannot be now", context=error.context) from error
+    if not rows:
+        raise StartError(
+            f"{series} had a row before and has none now",
+            hint="is the time-series directory (tsdb, --ts-store) where it was? Look into TsEngine.log",
+        )
