@@ -8,7 +8,7 @@ import os
 import re
 import resource
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -43,19 +43,17 @@ class MachineFacts:
     nofile: tuple[int, int] = (0, 0)
     memlock: tuple[int, int] = (0, 0)
     clock: Clock | None = None
-    file_systems: dict[Path, str] = field(default_factory=dict)
-    ports: dict[int, str] = field(default_factory=dict)
 
 
-def machine_facts(*, home: Path, places: tuple[Path, ...] = (), ports: tuple[int, ...] = ()) -> MachineFacts:
-    """Look at this machine. places: whose file systems count; ports: maps those in use to who has them."""
+def machine_facts(*, home: Path) -> MachineFacts:
+    """Look at this machine; home is where builds will be."""
     memory = psutil.virtual_memory()
     return MachineFacts(
         cores=len(os.sched_getaffinity(0)), memory_bytes=_memory_limit(memory.total),
         available_bytes=memory.available, free_bytes=files.free_bytes(home), architecture=os.uname().machine,
         cpu_flags=_cpu_flags(), max_map_count=_number(Path("/proc/sys/vm/max_map_count")),
         nofile=resource.getrlimit(resource.RLIMIT_NOFILE), memlock=resource.getrlimit(resource.RLIMIT_MEMLOCK),
-        clock=clock(), file_systems={place: file_system(place) for place in places}, ports=ports_in_use(ports),
+        clock=clock(),
     )
 
 

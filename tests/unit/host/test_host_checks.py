@@ -115,10 +115,10 @@ def test_ports() -> None:
 
 
 def test_this_machine(tmp_path: Path) -> None:
-    found = machine.machine_facts(home=tmp_path / "not" / "yet", places=(tmp_path,))
+    found = machine.machine_facts(home=tmp_path / "not" / "yet")
     assert found.memory_bytes >= found.available_bytes > 0
     assert found.cores >= 1
-    assert found.file_systems[tmp_path]
+    assert machine.file_system(tmp_path)
     if found.clock is not None:  # a container may not be allowed to ask
         assert 0 <= found.clock.max_error_s < 1000
     assert found.max_map_count is None or found.max_map_count > 0
