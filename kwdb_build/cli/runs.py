@@ -20,9 +20,10 @@ def status(console: Console, settings: Settings) -> int:
     """What runs here, and how the last run stands."""
     from kwdb_build.cli.server import server_rows
     from kwdb_build.server.discover import find_servers
+    from kwdb_build.server.listing import with_versions
     from kwdb_build.upgrade.overview import overview
 
-    found = find_servers()
+    found = with_versions(find_servers())
     view = overview(settings.home)
     if console.as_json:
         console.data({"servers": found, "status": view})

@@ -22,11 +22,15 @@ if TYPE_CHECKING:
 
 def server_rows(found: Iterable[Found]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Columns and rows for a list of servers."""
-    columns = ("pid", "command", "user", "store", "listen", "executable", "supervisor")
+    from kwdb_build.upgrade.report import seconds_in_words
+
+    columns = ("pid", "version", "mode", "user", "stores", "sql, http", "secure", "run by", "up")
     rows: list[tuple[str, ...]] = [
         (
-            str(s.pid), s.command, s.user, ", ".join(str(path) for path in s.stores), s.listen, str(s.executable),
-            s.supervisor,
+            str(s.pid), s.version or "?", s.command, s.user, "\n".join(str(path) for path in s.stores) or "?",
+            f"{s.listen}\n{s.http}".strip() or "?", "yes" if s.secure else "no",
+            s.place or (s.supervisor if s.supervisor != "none" else "-"),
+            seconds_in_words(s.uptime_s) if s.uptime_s >= 0 else "?",
         )
         for s in found
     ]
@@ -47,9 +51,10 @@ def _captured(pid: int | None, store: Path | None, listen: str | None) -> Deploy
 def servers(console: Console, settings: Settings) -> int:
     """List kwbase servers on this machine."""
     from kwdb_build.server.discover import find_servers
+    from kwdb_build.server.listing import with_versions
 
     del settings
-    found = find_servers()
+    found = with_versions(find_servers())
     if console.as_json:
         console.data({"servers": found})
     elif found:

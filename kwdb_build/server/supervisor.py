@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kwdb_build.server.stop import StopResult
 
 NONE = "none"
+FORCE_RECOVER = "KW_FORCE_RECOVER"
 
 
 class Supervisor(Protocol):
@@ -121,6 +122,11 @@ def require_supported(deployment: Deployment, commands: Commands, *, running: bo
         raise RefusedError(
             f"only {given} was given for pid {deployment.pid}, which is run by {name}",
             context="the other half would be done behind its back", hint=f"give {lacking} as well, or neither",
+        )
+    if FORCE_RECOVER in deployment.start.dropped and (commands.start or name != NONE):
+        raise RefusedError(
+            f"{FORCE_RECOVER} is set by whatever starts pid {deployment.pid}: it would force a recovery at the start",
+            hint="take it out of the unit or script, without restarting; then try again",
         )
     if commands or name == NONE:
         for words in filter(None, (commands.stop, commands.start)):

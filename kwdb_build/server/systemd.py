@@ -88,9 +88,21 @@ def _problem(unit: Unit, facts: Facts, pid: int) -> tuple[str, str] | None:
             "was changed on disk since systemd read it: a start would not be the start that was captured",
             f"look at `systemctl cat {unit.name}`, then put the old text back, or reload and restart it once yourself",
         )
+    if pid and (newer := [path for path in facts.environment_files if _changed_since_start(path, pid)]):
+        return (
+            f"reads its environment from {newer[0]}, which was changed after the server had started",
+            "put the old content back with its time, or restart the unit once yourself",
+        )
     if not facts.manual:
         return "refuses to be stopped or started by hand (RefuseManualStop=, RefuseManualStart=)", "change that first"
     return None
+
+
+def _changed_since_start(path: Path, pid: int) -> bool:
+    """Whether a file was written after the process began, as far as a second tells."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime > time.time() - (proc.now() - proc.start_time(pid)) + 1
+    return False
 
 
 def _existing(path: Path) -> Path:

@@ -14,7 +14,7 @@ USER = "systemd-user:"
 _PROPERTIES = (
     "LoadState", "LoadError", "ActiveState", "SubState", "UnitFileState", "NeedDaemonReload", "MainPID", "Type",
     "KillMode", "KillSignal", "ExecStop", "FragmentPath", "RefuseManualStart", "RefuseManualStop", "ExecMainCode",
-    "ExecMainStatus", "Result", "Job",
+    "ExecMainStatus", "Result", "Job", "EnvironmentFiles",
 )
 _CALL_TIMEOUT_S = 60.0
 _ARGV = re.compile(r"argv\[\]=(?P<argv>.*?) ; (?:ignore_errors|flags)=")
@@ -92,6 +92,7 @@ class Facts:
     exit_code: int
     result: str
     busy: bool
+    environment_files: tuple[Path, ...] = ()
 
     @property
     def stops_by_itself(self) -> bool:
@@ -127,4 +128,7 @@ def parse_facts(text: str) -> Facts:
         fragment=one("FragmentPath"), manual="yes" not in {one("RefuseManualStart"), one("RefuseManualStop")},
         exit_code=-status if number("ExecMainCode") in _KILLED else status, result=one("Result"),
         busy=one("Job") not in {"", "0"},
+        environment_files=tuple(
+            Path(value.rpartition(" (")[0]) for value in fields.get("EnvironmentFiles", ()) if value.startswith("/")
+        ),
     )

@@ -105,11 +105,28 @@ def start_server(context: Context, *, label: str) -> Any:
         {"pid": ready.pid, "started_at": ready.started_at, "label": label, "answered": answered,
          "began": started.began_at, "ready_s": ready.ready_s},
     )
+    _compare(context, deployment, ready.pid)
     for lower in lower_limits(deployment.start.limits, ready.pid):
         context.console.note(f"  {lower}", style="yellow")
     for note in started.notes:
         context.console.note(f"  {note}", style="yellow")
     return ready
+
+
+def _compare(context: Context, deployment: Deployment, pid: int) -> None:
+    """What a unit or a command started must be what was captured. On the way back it is only said."""
+    from kwdb_build.server.compare import of_started
+
+    found = of_started(deployment.start, pid)
+    for difference in found:
+        context.console.note(f"  not as before: {difference.text}", style="yellow")
+    decisive = [difference.text for difference in found if difference.decisive]
+    if decisive and not context.journal.rolling_back:
+        raise StartError(
+            f"{context.supervisor.describe()} started another server than the captured one",
+            context="\n".join(decisive),
+            hint="what starts it has changed since (a unit, its EnvironmentFile=, a script): make it as it was",
+        )
 
 
 def watcher(context: Context) -> Watcher | None:

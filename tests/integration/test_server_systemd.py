@@ -163,7 +163,14 @@ def manual(server: UnitServer) -> None:
     server.machine.shell(f"sed -i 's/^.Service.$/RefuseManualStop=yes\\n[Service]/' {server.unit_file}; systemctl daemon-reload")
 
 
-@pytest.mark.parametrize(("spoil", "words"), [(masked, "masked"), (changed, "changed on disk"), (manual, "RefuseManualStop")])
+def other_environment(server: UnitServer) -> None:
+    server.machine.shell(f"sed -i s/NUM=2/NUM=3/ {server.root}/env; touch -d '+1 minute' {server.root}/env")
+
+
+@pytest.mark.parametrize(("spoil", "words"), [
+    (masked, "masked"), (changed, "changed on disk"), (other_environment, "changed after the server had started"),
+    pytest.param(manual, "RefuseManualStop", marks=pytest.mark.slow),
+])
 def test_units_that_would_not_come_back_are_refused(
     make_unit: MakeUnit, spoil: Callable[[UnitServer], None], words: str
 ) -> None:
@@ -200,3 +207,5 @@ def test_servers_are_listed_with_their_units(make_unit: MakeUnit) -> None:
     assert [(one["pid"], one["supervisor"], one["user"]) for one in listed] == [
         (server.pid(), f"systemd:{server.unit}", "nobody")
     ]
+    assert (listed[0]["version"], listed[0]["command"], listed[0]["secure"]) == ("V1.0.0", "start-single-node", False)
+    assert listed[0]["uptime_s"] >= 0
