@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -83,3 +85,17 @@ def tool(
     home = tmp_path / "home"
     share_builds(home, [mini_build(ref) for ref in ("V1.0.0", "V1.1.0", "V1.2.0", "V1.3.0", "patched")])
     return Tool(home=home, repositories=repositories, docker_host=engine_address)
+
+
+@pytest.fixture(scope="session")
+def no_network() -> tuple[str, ...]:
+    """A prefix that takes the network away, loopback included."""
+    prefix = ("unshare", "--net")
+    if subprocess.run([*prefix, "true"], check=False, capture_output=True).returncode == 0:
+        return prefix
+    prefix = ("unshare", "--user", "--map-current-user", "--net")
+    if subprocess.run([*prefix, "true"], check=False, capture_output=True).returncode == 0:
+        return prefix
+    if os.environ.get("CI"):
+        pytest.fail("CI needs network namespaces")
+    pytest.skip("needs network namespaces (root, or unprivileged user namespaces)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -14,33 +13,11 @@ import pytest
 
 from kwdb_build.errors import ExitCode
 from kwdb_build.source.inspect import content_digest
-from tests.integration.tool import TOOLCHAIN, Answer, clean_environment
+from tests.integration.tool import TOOLCHAIN, call, clean_environment
 from tests.unit.source.sourcebox import HOST, Machine, Upstream, git
 
 ROOT = Path(__file__).parents[2]
 
-
-def call(*words: str, prefix: tuple[str, ...] = (), **environment: str) -> Answer:
-    """The command line, perhaps below another program."""
-    done = subprocess.run(
-        [*prefix, sys.executable, "-m", "kwdb_build", *words], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        check=False, cwd=ROOT, env=clean_environment(environment), timeout=1000,
-    )
-    return Answer(code=done.returncode, out=done.stdout, err=done.stderr)
-
-
-@pytest.fixture(scope="module")
-def no_network() -> tuple[str, ...]:
-    """A prefix that takes the network away, loopback included."""
-    prefix = ("unshare", "--net")
-    if subprocess.run([*prefix, "true"], check=False, capture_output=True).returncode == 0:
-        return prefix
-    prefix = ("unshare", "--user", "--map-current-user", "--net")
-    if subprocess.run([*prefix, "true"], check=False, capture_output=True).returncode == 0:
-        return prefix
-    if os.environ.get("CI"):
-        pytest.fail("CI needs network namespaces")
-    pytest.skip("needs network namespaces (root, or unprivileged user namespaces)")
 
 
 @pytest.fixture

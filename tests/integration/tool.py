@@ -107,3 +107,12 @@ def share_builds(home: Path, artifacts: list[Artifact]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         linked = artifact.path.stat().st_dev == target.parent.stat().st_dev
         subprocess.run(["cp", "-al" if linked else "-a", artifact.path, target], check=True)
+
+
+def call(*words: str, prefix: tuple[str, ...] = (), **environment: str) -> Answer:
+    """The command line, perhaps below another program."""
+    done = subprocess.run(
+        [*prefix, sys.executable, "-m", "kwdb_build", *words], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        check=False, cwd=Path(__file__).parents[2], env=clean_environment(environment), timeout=1000,
+    )
+    return Answer(code=done.returncode, out=done.stdout, err=done.stderr)
