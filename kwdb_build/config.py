@@ -85,6 +85,8 @@ class Settings(BaseModel):
     asan: bool = Field(False, description="build with the address sanitizer (KWDB's WITH_ASAN)")
     make_var: tuple[str, ...] = Field((), description="NAME=VALUE pairs for KWDB's Makefiles")
     cmake_var: tuple[str, ...] = Field((), description="NAME=VALUE pairs for KWDB's CMake files")
+    sign: str = Field("", description="sign builds: ssh:KEYFILE, gpg:KEYID or minisign:KEYFILE; empty: not at all")
+    sign_passphrase_file: Path | None = Field(None, description="file with the passphrase of that key")
     jobs: int = Field(0, ge=0, description="parallel compile jobs; 0: from cores and memory")
     memory: str = Field("", description="memory limit of the build container such as 8g; empty: none")
     use_cache: bool = Field(True, description="take what earlier builds compiled, and keep what this one does")

@@ -76,17 +76,22 @@ def export(store: ArtifactStore, artifact: Artifact, target: Path, *, force: boo
     The build is verified first. target appears complete or not at all. Errors: ArtifactError, UsageError (target is
     there and not force), LockedError (another export writes it), SpaceError, AccessError.
     """
-    if target.exists() and (not force or not target.is_file()):
-        raise UsageError(f"{target} is there already", hint="choose another name, or --force to replace it")
+    require_free(target, force=force)
     progress.update("verifying the stored build")
     store.hold(artifact)
-    with _explained(target), _writing(target) as stream:
+    with explained(target), writing(target) as stream:
         digest = _Hashing(stream)
         with _zstd_open(digest, "wb", options=_OPTIONS) as packed, tarfile.open(
             fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8"
         ) as tar:
             _write_members(tar, store, artifact, progress)
     return digest.hexdigest()
+
+
+def require_free(target: Path, *, force: bool) -> None:
+    """UsageError when a file would be replaced that nobody said may be."""
+    if target.exists() and (not force or not target.is_file()):
+        raise UsageError(f"{target} is there already", hint="choose another name, or --force to replace it")
 
 
 def _write_members(tar: tarfile.TarFile, store: ArtifactStore, artifact: Artifact, progress: Progress) -> None:
@@ -155,14 +160,16 @@ class _Hashing(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def _writing(target: Path) -> Iterator[IO[bytes]]:
+def writing(target: Path) -> Iterator[IO[bytes]]:
     """A file that takes target's name at the end, durable; what a killed export left is overwritten by the next."""
     partial = target.with_name(f".{target.name}.part")
     with partial.open("ab") as stream:
         try:
             fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise LockedError(f"another export writes {target}", hint="wait for it, or choose another name") from error
+            raise LockedError(
+                f"another kwdb-build writes {target}", hint="wait for it, or choose another name"
+            ) from error
         stream.truncate(0)
         try:
             yield stream
@@ -176,7 +183,8 @@ def _writing(target: Path) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def _explained(target: Path) -> Iterator[None]:
+def explained(target: Path) -> Iterator[None]:
+    """SpaceError or AccessError in place of what the operating system says about writing target."""
     try:
         yield
     except OSError as error:

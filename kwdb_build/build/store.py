@@ -55,9 +55,15 @@ _SHOWN = 8
 
 
 class UnknownArtifactError(UsageError):
-    """No stored build has that key or version, or several do."""
+    """No stored build has that key or version."""
 
     reference = "unknown-artifact"
+
+
+class AmbiguousArtifactError(UnknownArtifactError):
+    """Several stored builds have that version, or keys that begin so."""
+
+    reference = "ambiguous-artifact"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +163,7 @@ class ArtifactStore:
     def resolve(self, name: str) -> Artifact:
         """The build that a person means: a key or the beginning of one, a version text, or `latest` (stored last).
 
-        UnknownArtifactError names what there is, or what the name could mean.
+        UnknownArtifactError names what there is, AmbiguousArtifactError what the name could mean.
         """
         found = self.list()
         if name == LATEST:
@@ -170,7 +176,7 @@ class ArtifactStore:
         if len(matching) == 1:
             return matching[0]
         if matching:
-            raise UnknownArtifactError(
+            raise AmbiguousArtifactError(
                 f"{name!r} means {len(matching)} stored builds", context=_lines(matching),
                 hint="give more of the key",
             )

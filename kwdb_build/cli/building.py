@@ -11,6 +11,7 @@ from kwdb_build.cli.options import building, common, source, verb
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from kwdb_build.build.runner import Wishes
     from kwdb_build.config import Settings
     from kwdb_build.console import Console
 
@@ -63,6 +64,26 @@ def fetch(console: Console, settings: Settings, *, ref: str, **options: Any) -> 
     return 0
 
 
+def build_artifact(
+    workshop: Any, console: Console, settings: Settings, ref: str, total: int, options: Mapping[str, Any],
+    wishes: Wishes | None = None,
+) -> tuple[Any, Any]:
+    """Fetch, check, build (or look up), as the first three of `total` steps of a verb; the tree and its build."""
+    from kwdb_build.upgrade.workshop import require_missing_nothing, summary
+
+    workshop.options()  # a wrong one is said before anything is fetched
+    tree = fetch_tree(workshop, console, settings, ref, (1, total), options)
+    with console.step(2, total, "check the compilation dependencies"):
+        if workshop.look_up(tree) is not None:
+            console.update("not needed: this build is already stored")
+        else:
+            rows = workshop.check(tree)
+            require_missing_nothing(rows, workshop.log("check"))
+            console.update(summary(rows))
+    with console.step(3, total, "build"):
+        return tree, workshop.build(tree, wishes)
+
+
 @click.command()
 @click.argument("ref", required=False, default="")
 @click.option("--verify-reproducible", is_flag=True,
@@ -82,7 +103,6 @@ def build(
     """Build REF into a stored artifact, or look it up when it was built before."""
     from kwdb_build.build.runner import Wishes
     from kwdb_build.cli.bundle import opened
-    from kwdb_build.upgrade.workshop import require_missing_nothing, summary
 
     if shell_on_failure:
         from kwdb_build.engine.terminal import require_terminal
@@ -92,17 +112,7 @@ def build(
     steps = 4 if verify_reproducible else 3
     settings = opened(console, settings, options)
     workshop = make_workshop(console, settings)
-    workshop.options()  # a wrong one is said before anything is fetched
-    tree = fetch_tree(workshop, console, settings, ref, (1, steps), options)
-    with console.step(2, steps, "check the compilation dependencies"):
-        if workshop.look_up(tree) is not None:
-            console.update("not needed: this build is already stored")
-        else:
-            rows = workshop.check(tree)
-            require_missing_nothing(rows, workshop.log("check"))
-            console.update(summary(rows))
-    with console.step(3, steps, "build"):
-        artifact = workshop.build(tree, wishes)
+    tree, artifact = build_artifact(workshop, console, settings, ref, steps, options, wishes)
     verdict = None
     if verify_reproducible:
         with console.step(4, steps, "build again under other conditions, and compare"):

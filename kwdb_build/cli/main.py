@@ -34,6 +34,7 @@ _VERBS = {
     "doctor": ("doctor", "Look at this tool and its surroundings, for a bug report."),
     "bundle": ("bundle", "One file for a machine without network: create, show, verify."),
     "source": ("source", "What a build contained beside its upstream commits: diff."),
+    "image": ("image", "Make a container image of a stored build, or of a reference."),
     "artifact": ("artifact", "Stored builds: list, show, verify, export, import, sign, prune."),
     "toolchain": ("toolchain", "Toolchains: list, show, lock, build, export, import."),
     "cache": ("cache", "Fetched sources: list, prune."),

@@ -60,6 +60,7 @@ _BUILD = (
                  help="Where to build (default: the first that works of the three)."),
     click.option("--docker-host", help="Docker engine to use (default: as the docker command does)."),
     click.option("--build-type", type=click.Choice(["Release", "Debug"]), help="CMake build type (default: Release)."),
+    click.option("--sign", metavar="KIND:KEY", help="Sign the build: ssh:KEYFILE, gpg:KEYID or minisign:KEYFILE."),
     click.option("--jobs", "-j", type=click.IntRange(min=0), help="Compile jobs (default: from cores and memory)."),
     click.option("--memory", help="Memory limit of the build container, such as 8g."),
     click.option("--make-var", multiple=True, metavar="NAME=VALUE", help="Variable for KWDB's Makefiles. Repeatable."),

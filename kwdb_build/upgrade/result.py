@@ -51,6 +51,7 @@ class RunResult:
     source: tuple[str, ...] = ()
     build_key: str = ""
     engine: str = ""
+    provenance: str = ""
     began: float = 0.0
     ended: float = 0.0
     downtime_s: float = -1.0
@@ -80,7 +81,8 @@ def write_result(context: Context, journal: Journal, *, outcome: str, error: Bas
         ref=context.request.ref, began=journal.records[0].time if journal.records else 0.0,
         ended=journal.records[-1].time if journal.records else 0.0, steps=_step_times(journal),
         error=_error(error), checks=_checks(run),
-        rejected_checks=_rejected(run), **_versions(context), **_backup(context, journal),
+        rejected_checks=_rejected(run),
+        provenance=_provenance(journal), **_versions(context), **_backup(context, journal),
         **_downtime(run, journal),
     )
     try:
@@ -156,6 +158,12 @@ def _versions(context: Context) -> dict[str, Any]:
         with contextlib.suppress(OSError):  # of a stored build that is gone since; the run tells what else it knows
             found["engine"] = str(context.workshop.store.details(context.artifact).get("engine", ""))
     return found
+
+
+def _provenance(journal: Journal) -> str:
+    """What the build that was staged says about its origin, in words."""
+    record = journal.last("stage", Phase.APPLY)
+    return str(record.detail.get("provenance", "")) if record is not None and record.event == Event.DONE else ""
 
 
 def _checks(run: RunDirectory) -> tuple[dict[str, Any], ...]:

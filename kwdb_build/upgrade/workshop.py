@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from kwdb_build.build.reproducible import Comparison
     from kwdb_build.build.runner import Bench, Wishes
+    from kwdb_build.build.signing import Signer
     from kwdb_build.config import Settings
     from kwdb_build.console import Console
     from kwdb_build.engine.base import Engine
@@ -131,7 +132,10 @@ class Workshop:
     def build(self, tree: SourceTree, wishes: Wishes | None = None) -> Artifact:
         """The artifact of this tree: looked up, or built."""
         from kwdb_build.build.runner import build
+        from kwdb_build.build.signing import parse_signer
 
+        settings = self._settings
+        signer = parse_signer(settings.sign, passphrase_file=settings.sign_passphrase_file) if settings.sign else None
         artifact = None if wishes and wishes.tests else self.look_up(tree)
         if artifact is not None:
             self.store.hold(artifact)
@@ -144,6 +148,8 @@ class Workshop:
                 settings=self._settings, wishes=wishes,
             )
             self._console.update(f"{artifact.version}, key {artifact.key.short}, {len(artifact.files)} files")
+        if signer is not None:
+            self._sign(artifact, signer)
         require_runs_here(artifact)
         return artifact
 
@@ -163,6 +169,15 @@ class Workshop:
             work_dir=self._settings.home / "work", log=self.log("build"), progress=self._console,
             settings=self._settings, wishes=wishes or Wishes(),
         )
+
+    def _sign(self, artifact: Artifact, signer: Signer) -> None:
+        """Sign a build that has no signature of that kind yet."""
+        from kwdb_build.build.inspection import sign_build
+        from kwdb_build.build.store import signature_kinds
+
+        if signer.kind not in signature_kinds(artifact):
+            path = sign_build(self.store, artifact, signer)
+            self._console.note(f"  signed: {path}")
 
 
 def source_request(settings: Settings, ref: str, *, url: str, redirects: tuple[str, ...]) -> SourceRequest:

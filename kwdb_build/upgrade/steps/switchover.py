@@ -38,16 +38,20 @@ class Stage(Step):
 
     def apply(self, context: Context) -> dict[str, Any]:
         """Check the artifact against its manifest once more, keep the old files, write the new ones beside them."""
+        from kwdb_build.build.inspection import attestation_of
         from kwdb_build.data import replace
 
         context.workshop.store.hold(context.artifact)
+        attested = attestation_of(context.artifact)
+        if not attested.provenance:
+            context.console.note(f"  provenance of the build: {attested.in_words()}", style="yellow")
         plan = service.replacement_plan(context.deployment, context.artifact)
         record = replace.stage(replace.prepare(plan, keep=context.run.replaced))
         context.held["switch"] = record
         for note in record.notes:
             context.console.note(f"  {note}", style="yellow")
         context.console.update(f"{len(plan)} files")
-        return {"files": [str(item.target) for item in record.files]}
+        return {"files": [str(item.target) for item in record.files], "provenance": attested.in_words()}
 
     def discard(self, context: Context) -> None:
         """Remove what was staged and is not used."""

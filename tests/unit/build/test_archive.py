@@ -278,7 +278,7 @@ def test_a_file_that_is_there_stays_unless_forced(store: ArtifactStore, artifact
 
 def test_two_exports_of_one_file_do_not_mix(store: ArtifactStore, artifact: Artifact, tmp_path: Path) -> None:
     target = tmp_path / "x.tar.zst"
-    with archive._writing(target), pytest.raises(LockedError):
+    with archive.writing(target), pytest.raises(LockedError):
         export(store, artifact, target)
     # The first one ended (with nothing in it); now it is free again.
     assert export(store, artifact, target, force=True) == sha256_of(target)
