@@ -84,6 +84,8 @@ def write_result(context: Context, journal: Journal, *, outcome: str, error: Bas
         rejected_checks=_rejected(run),
         provenance=_provenance(journal), **_versions(context), **_backup(context, journal),
         **_downtime(run, journal),
+        rejected_checks=_rejected(run), provenance=_provenance(journal), **_versions(context),
+        **_backup(context, journal), **_downtime(run, journal),
     )
     try:
         run.save(run.result, to_json(result))

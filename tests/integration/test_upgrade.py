@@ -46,6 +46,7 @@ def test_success(tool: Tool, make_server: MakeServer) -> None:
     result = answer.json["result"]
     assert (result["outcome"], result["old_version"], result["new_version"]) == ("upgraded", "V1.0.0", "V1.1.0")
     assert result["downtime_s"] > 0
+    assert result["provenance"].startswith("SLSA v1, kwdb-build ")
     assert all(check["verdict"] == "ok" for check in result["checks"] if check["verdict"] != "warn")
     assert any("plant.public.sensor" in check["name"] for check in result["checks"])
     assert "V1.1.0" in server.value("SELECT version()")
