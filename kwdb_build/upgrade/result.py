@@ -81,9 +81,6 @@ def write_result(context: Context, journal: Journal, *, outcome: str, error: Bas
         ref=context.request.ref, began=journal.records[0].time if journal.records else 0.0,
         ended=journal.records[-1].time if journal.records else 0.0, steps=_step_times(journal),
         error=_error(error), checks=_checks(run),
-        rejected_checks=_rejected(run),
-        provenance=_provenance(journal), **_versions(context), **_backup(context, journal),
-        **_downtime(run, journal),
         rejected_checks=_rejected(run), provenance=_provenance(journal), **_versions(context),
         **_backup(context, journal), **_downtime(run, journal),
     )
