@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from kwdb_build.console import Console
-from tests.bench import downtime, engines, fetching, images
+from tests.bench import discovery, downtime, engines, fetching, images
 from tests.bench.builds import TOOLCHAIN, Bench
 from tests.bench.figures import COLUMNS, Figure, paired, single
 from tests.integration.tool import Tool, share_builds
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
         )
         figures = [
             *_builds(bench, options), *_images(bench, options), *_server(bench, place, options),
-            *_source(bench, place), *_cost(),
+            *_source(bench, place), *_cost(), *_search(),
         ]
         _release(place)
     document = {
@@ -163,6 +163,12 @@ def _cost(times: int = 10) -> list[Figure]:
     ours, bare = zip(*((wall_ms("-m", "kwdb_build", "--help"), wall_ms("-c", "pass")) for _ in range(times)),
                      strict=True)
     return [single("kwdb-build --help", ours, "ms", bare=bare, aim=200.0, note="bare: python -c pass")]
+
+
+def _search(others: int = 5000, times: int = 9) -> list[Figure]:
+    ours, bare = discovery.measure(others, times)
+    note = "bare: reading every /proc/PID/cmdline by pathlib"
+    return [single(f"servers found among {others} processes", ours, "ms", bare=bare, aim=100.0, note=note)]
 
 
 def _release(place: Path) -> None:
