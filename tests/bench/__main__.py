@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from kwdb_build.console import Console
-from tests.bench import discovery, downtime, engines, fetching, images
+from tests.bench import artifacts, discovery, downtime, engines, fetching, images
 from tests.bench.builds import TOOLCHAIN, Bench
 from tests.bench.figures import COLUMNS, Figure, paired, single
 from tests.integration.tool import Tool, share_builds
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
         )
         figures = [
             *_builds(bench, options), *_images(bench, options), *_server(bench, place, options),
-            *_source(bench, place), *_cost(), *_search(),
+            *_source(bench, place), *_artifacts(bench, place), *_cost(), *_search(),
         ]
         _release(place)
     document = {
@@ -152,6 +152,13 @@ def _server(bench: Bench, place: Path, options: argparse.Namespace) -> list[Figu
 def _source(bench: Bench, place: Path) -> list[Figure]:
     with bench.console.step(4, 4, "fetches, against the commands of the README"):
         return fetching.measure(place / "fetching", bench.console)
+
+
+def _artifacts(bench: Bench, place: Path) -> list[Figure]:
+    room = place / "artifacts"
+    room.mkdir()
+    with bench.console.step(1, 1, "keep and carry a build"):
+        return artifacts.measure(bench.ready(NEW), room)
 
 
 def _cost(times: int = 10) -> list[Figure]:
