@@ -75,6 +75,7 @@ def test_one_changed_file_is_one_compilation_and_no_byte_differs_without_caches(
     assert record.memory_bytes > 10 << 20
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_changes_nothing_but_the_time(
     warm: Tool, mini_build: Callable[[str], Artifact], mini_toolchain: Toolchain
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_damaged_cache_changes_nothing_but_the_time(
     assert "damaged entries of Go's build cache were removed" in answer.err
 
 
+@pytest.mark.slow
 def test_a_cache_that_others_may_write_to_is_not_used(
     warm: Tool, mini_build: Callable[[str], Artifact], mini_toolchain: Toolchain
 ) -> None:

@@ -42,9 +42,10 @@ def left(home: Path) -> list[str]:
             if not path.name.startswith(".")]
 
 
+@pytest.mark.slow  # a container with too little memory rereads its programs again and again before it is killed
 def test_a_compiler_that_the_kernel_kills_for_memory_is_called_so(warm_in: Callable[[Path], Tool], tmp_path: Path) -> None:
     tool = warm_in(tmp_path / "home")
-    answer = tool("build", "V1.0.0", "--no-cache", "--memory", "40m", "--jobs", "2", timeout_s=600)
+    answer = tool("build", "V1.0.0", "--no-cache", "--memory", "100m", "--jobs", "2", timeout_s=600)
     assert answer.code == ExitCode.BUILD, answer.err
     assert "ran out of memory with 2 jobs" in answer.err
     assert "--jobs 1" in answer.err
@@ -67,6 +68,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_becomes_full_in_the_middle(warm_in: Callable[[Path], Tool], small_disk: Path) -> None:
     tool = warm_in(small_disk / "home")
     process = tool.begin("build", "V1.0.0", "--no-cache")
@@ -92,6 +94,7 @@ def test_a_disk_that_becomes_full_in_the_middle(warm_in: Callable[[Path], Tool],
     assert again.code == 0, "what was left of the failed build harms the next one\n" + again.err
 
 
+@pytest.mark.slow
 def test_a_failed_build_can_be_kept_and_looked_into(warm_in: Callable[[Path], Tool], tmp_path: Path) -> None:
     import pexpect
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +43,7 @@ def test_another_path_clock_zone_locale_user_umask_host_core_count_order_and_col
     assert "5 of 5 files are the same" in answer.err
 
 
+@pytest.mark.slow
 def test_a_build_that_cannot_be_repeated_is_caught_and_explained(mini: Tool) -> None:
     answer = mini("build", "V1.1.5", "--verify-reproducible", "--json", timeout_s=1500)
     assert answer.code == ExitCode.NOT_REPRODUCIBLE, answer.err
@@ -64,9 +64,8 @@ def test_no_place_of_this_machine_is_in_a_build(mini: Tool, mini_build: Callable
         artifact = mini_build(ref)
         for record in artifact.files:
             content = (artifact.path / record.path).read_bytes()
-            for trace in (str(mini.home), "go-build", os.uname().nodename, "/scratch", "kwdb-cache"):
-                if len(trace) > 3:
-                    assert trace.encode() not in content, f"{record.path} holds {trace}"
+            for trace in (str(mini.home), "/scratch", "/kwdb-cache", "/kwdb-shims"):
+                assert trace.encode() not in content, f"{record.path} holds {trace}"
 
 
 def test_the_other_conditions_are_really_other(
