@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kwdb_build.engine.docker import DockerEngine
-from tests.conftest import _missing
+from tests.conftest import missing
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(5400)]
 TOP = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ def machine(engine_address: str) -> Iterator[str]:
     """Tag of a plain Debian, made of packages; removed afterwards."""
     for program in ("mmdebstrap", "docker"):
         if shutil.which(program) is None:
-            _missing(program)
+            missing(program)
     tag = f"kwdb-build-test/debian:{uuid.uuid4().hex[:12]}"
     with tempfile.TemporaryDirectory(prefix="kwdb-build-test-") as directory, DockerEngine.connect(engine_address) as engine:
         archive = Path(directory) / "debian.tar"

@@ -21,7 +21,7 @@ from kwdb_build.engine.choose import choose
 from kwdb_build.engine.sandbox import SandboxEngine
 from kwdb_build.errors import EngineError, ExitCode, UsageError
 from kwdb_build.upgrade.workshop import Workshop
-from tests.conftest import _missing
+from tests.conftest import missing
 from tests.integration.enginebox import shell, tiny_image, tiny_root
 
 # docker-py drops its socket without closing it when a connect fails
@@ -51,7 +51,7 @@ def sandbox(tmp_path: Path) -> SandboxEngine:
     try:
         return SandboxEngine.open(tmp_path / "sandbox")
     except EngineError as error:
-        _missing(f"the sandbox: {error.message} {error.context} ({error.hint})")
+        missing(f"the sandbox: {error.message} {error.context} ({error.hint})")
         raise
 
 

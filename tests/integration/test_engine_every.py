@@ -23,7 +23,7 @@ import pytest
 from kwdb_build.engine.base import Engine, Mount, RunSpec
 from kwdb_build.engine.choose import choose
 from kwdb_build.errors import EngineError
-from tests.conftest import _missing
+from tests.conftest import missing
 from tests.integration.enginebox import shell, tiny_image, unique
 from tests.integration.sandboxes import NoPodmanError, podman_service
 
@@ -59,7 +59,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         try:
             engine = stack.enter_context(choose(kind, docker_host=docker_host, place=directory / "sandbox"))
         except EngineError as error:
-            _missing(f"{kind}: {error.message} {error.context} ({error.hint})")
+            missing(f"{kind}: {error.message} {error.context} ({error.hint})")
             raise
         image = stack.enter_context(tiny_image(engine, directory))
         yield Place(kind=kind, engine=engine, image=image, docker_host=docker_host, home=directory)
