@@ -130,8 +130,7 @@ def within_reach(rootfs: Path, mounts: Sequence[Mount]) -> tuple[list[str], Path
     moved = [replace(mount, source=Path(f"{_STAGE}/{number}")) for number, mount in enumerate(mounts)]
     seen = Path(f"{_STAGE}/image")
     options = [
-        # its own /proc: the second bwrap looks itself up there by its number in this process namespace
-        "--dev-bind", "/", "/", "--proc", "/proc", "--tmpfs", _STAGE, "--unshare-pid", "--die-with-parent",
+        "--dev-bind", "/", "/", "--tmpfs", _STAGE, "--unshare-pid", "--die-with-parent",
         *Bind(source=rootfs, target=str(seen)).options(),
         *flat([Bind(source=mount.source, target=str(new.source), read_only=mount.read_only).options()
                for mount, new in zip(mounts, moved, strict=True)]),

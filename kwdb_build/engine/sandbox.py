@@ -42,6 +42,8 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ALL_IDS = 65536
 _UNPACK_S = 3600.0
 _NOT_FOUND = 127
+_FAILED = 1
+"""The exit code of a bwrap that could not do its own work, which it says on stderr."""
 _SIGNALLED = 128
 _PIECE = 1 << 16
 
@@ -234,7 +236,6 @@ class _Run:
     limits: Limits
     child: int = 0
     status: str = ""
-    outcome: str = ""
     said: list[str] = field(default_factory=list)
     _open: set[int] = field(default_factory=set)
 
@@ -242,13 +243,9 @@ class _Run:
         for lacking in self.limits.lacking:
             self.sink.emit([f"sandbox: {lacking}"])
         self._status, self._status_write = self._pipe()
-        self._outcome, outcome_write = self._pipe()
         block, self._block_write = self._pipe()
-        argv, fds = self._argv(
-            first=["--json-status-fd", str(self._status_write), "--block-fd", str(block)],
-            last=["--json-status-fd", str(outcome_write)],
-        )
-        argv, fds = [*self.limits.prefix, *argv], [*fds, self._status_write, outcome_write, block]
+        argv, fds = self._argv(["--json-status-fd", str(self._status_write), "--block-fd", str(block)])
+        argv, fds = [*self.limits.prefix, *argv], [*fds, self._status_write, block]
         if self.spec.interactive:
             returncode = on_own_terminal(argv, env=self.spec.environment, fds=fds, started=self._admit)
             timed_out = False
@@ -265,10 +262,6 @@ class _Run:
             )
             self._listen(errors.flush())
             self.sink.flush()
-        self._close(outcome_write)
-        last = self._outcome if self.as_root else self._status
-        while data := os.read(last, _PIECE):
-            self.outcome += data.decode("ascii", "replace")
         return self._result(returncode, timed_out=timed_out)
 
     def end(self) -> None:
@@ -290,8 +283,11 @@ class _Run:
             self._open.remove(end)
             os.close(end)
 
-    def _argv(self, *, first: list[str], last: list[str]) -> tuple[list[str], list[int]]:
-        """The command line, and the descriptors that it needs; further options of the first and the last bwrap."""
+    def _argv(self, first: list[str]) -> tuple[list[str], list[int]]:
+        """The command line, and the descriptors that it needs; first: further options of the first bwrap.
+
+        Only that one tells of itself: the second one would look for its process under a number of another namespace.
+        """
         spec, program = self.spec, bubblewrap.program()
         session = [] if spec.interactive else ["--new-session"]
         if not self.as_root:
@@ -301,7 +297,7 @@ class _Run:
         userns = self.stack.enter_context(bubblewrap.user_namespace(spec.uid, spec.gid))
         reach, seen, mounts = bubblewrap.within_reach(self.root, spec.mounts)
         options = bubblewrap.sandbox(spec, self.root, mounts, seen_rootfs=seen, userns=userns)
-        outer, inner = self._file([*reach, *first]), self._file([*options, *session, *last])
+        outer, inner = self._file([*reach, *first]), self._file([*options, *session])
         argv = [program, "--args", str(outer), "--", program, "--args", str(inner), "--", *spec.argv]
         return argv, [outer, inner, userns]
 
@@ -325,13 +321,11 @@ class _Run:
 
     def _result(self, returncode: int, *, timed_out: bool) -> RunResult:
         oom = self.limits.out_of_memory()
-        # bwrap tells an exit code only of a program that it could start
-        if _told(self.outcome, "exit-code") is None and not timed_out:
-            said = "\n".join(self.said)
+        said = "\n".join(self.said)
+        if not timed_out and (self.child == 0 or (said and returncode == _FAILED)):
             if "execvp" in said:
                 return RunResult(returncode=_NOT_FOUND)
-            if self.child == 0 or said:
-                raise bubblewrap.refused(said or f"bwrap ended with exit code {returncode}")
+            raise bubblewrap.refused(said or f"bwrap ended with exit code {returncode}")
         code = returncode if returncode >= 0 else _SIGNALLED - returncode
         return RunResult(returncode=code, oom_killed=oom, timed_out=timed_out)
 
