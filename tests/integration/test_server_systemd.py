@@ -14,7 +14,7 @@ from kwdb_build.engine.docker import DockerEngine
 from kwdb_build.errors import ExitCode
 from kwdb_build.model import Artifact
 from kwdb_build.server.logs import DRAINED
-from tests.conftest import _missing
+from tests.conftest import missing
 from tests.integration.systemdbox import Machine, UnitServer, machine, make_image
 from tests.integration.tool import share_builds
 from tests.minikwdb.instance import ORDERS, READINGS
@@ -35,7 +35,7 @@ def box(
     import shutil
 
     if shutil.which("mmdebstrap") is None:
-        _missing("mmdebstrap to make an image with systemd")
+        missing("mmdebstrap to make an image with systemd")
     with FileLock(shared / "systemd.lock"):
         tag = make_image(engine, tmp_path_factory.mktemp("image"))
     place = tmp_path_factory.mktemp("systemd")
