@@ -140,7 +140,7 @@ RELEASES: tuple[Release, ...] = (
                 old="add_library(common SHARED src/file_util.cpp src/log.cpp)\n",
                 new='execute_process(COMMAND uname -n OUTPUT_VARIABLE BUILD_HOST OUTPUT_STRIP_TRAILING_WHITESPACE)\n'
                 'file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/host.cpp\n'
-                '    "extern const char kBuildHost[];\\nconst char kBuildHost[] = \\"built on ${BUILD_HOST}\\"\\;\\n")\n'
+                '    "extern const char kBuildHost[];\\nconst char kBuildHost[] = \\"built on ${BUILD_HOST}\\";\\n")\n'
                 "add_library(common SHARED src/file_util.cpp src/log.cpp ${CMAKE_CURRENT_BINARY_DIR}/host.cpp)\n",
             ),
             Edit(
