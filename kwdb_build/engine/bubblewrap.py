@@ -130,7 +130,10 @@ def within_reach(rootfs: Path, mounts: Sequence[Mount]) -> tuple[list[str], Path
     moved = [replace(mount, source=Path(f"{_STAGE}/{number}")) for number, mount in enumerate(mounts)]
     seen = Path(f"{_STAGE}/image")
     options = [
-        "--dev-bind", "/", "/", "--tmpfs", _STAGE, "--unshare-pid", "--die-with-parent",
+        # The second bwrap looks its child up in /proc by its number in this process namespace; and the kernel lets it
+        # mount one of its own only where a whole one can be seen, which bwrap's is not.
+        "--dev-bind", "/", "/", "--proc", "/proc", "--tmpfs", _STAGE, "--dev-bind", "/proc", f"{_STAGE}/proc",
+        "--unshare-pid", "--die-with-parent",
         *Bind(source=rootfs, target=str(seen)).options(),
         *flat([Bind(source=mount.source, target=str(new.source), read_only=mount.read_only).options()
                for mount, new in zip(mounts, moved, strict=True)]),
