@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kwdb_build.build.recipe import RECIPE_VERSION
+from kwdb_build.files import walk_files
 from kwdb_build.scratch import remove_tree
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 DIRECTORY = "build-cache"
 """Below home."""
 PARTS = ("ccache", "go")
+_INCLUDED = frozenset(
+    {".def", ".h", ".hh", ".hpp", ".hxx", ".in", ".inc", ".inl", ".ipp", ".l", ".proto", ".tcc", ".y"}
+)
 _DIGEST_LENGTH = 64
 _PRUNE_TO = 0.9
 
@@ -98,6 +102,26 @@ def distrusted(place: Path, uid: int) -> str:
         if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             return f"others may write to {path}"
     return ""
+
+
+def headers_digest(source: Path) -> str:
+    """Sha256 over name and content of everything below source that C or C++ may include.
+
+    Go's cache knows the files in a package's own directory and the compiler's flags, but not the headers elsewhere that
+    cgo's sources include: without this in the flags, a package comes from the cache with the interface of the release
+    that was built before. What headers are generated from counts, too.
+    """
+    total = hashlib.sha256()
+    for path in walk_files(source):
+        if path.suffix not in _INCLUDED or ".git" in path.relative_to(source).parts:
+            continue
+        total.update(os.fsencode(path.relative_to(source)) + b"\0")
+        if path.is_symlink():
+            total.update(os.fsencode(path.readlink()))
+        else:
+            with path.open("rb") as stream:
+                total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
 
 
 def damaged(go: Path) -> list[Path]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from kwdb_build.model import BuildOptions, SourceTree, Version
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 """Part of the build key: raised whenever a change here (or to what the runner does to the result) changes bytes."""
 
 GOPATH = PurePosixPath("/kwdb")
@@ -238,10 +238,14 @@ def cmake_environment(options: BuildOptions) -> dict[str, str]:
     return {"CMAKE_CONFIG_OPTIONS": " ".join(passed_on)}
 
 
-def environment(tree: SourceTree, toolchain_environment: Mapping[str, str]) -> dict[str, str]:
+def environment(
+    tree: SourceTree, toolchain_environment: Mapping[str, str], headers_digest: str
+) -> dict[str, str]:
     """The whole environment of the build: the toolchain's own, then what makes the build offline and repeatable.
 
-    PATH is the toolchain's with our stand-ins first, then ccache's names of the compilers.
+    PATH is the toolchain's with our stand-ins first, then ccache's names of the compilers. headers_digest (see
+    caches.headers_digest) is a macro that nobody reads: cgo's flags are part of what Go's cache goes by. KWDB's
+    Makefile sets the other CGO_ variables, and leaves this one alone.
 
     ccache is always on: --no-cache gives it an empty place instead, so that a build without a cache does the very same.
     It gets no base_dir (everything has a fixed path) and no sloppiness: with time_macros a file that uses __DATE__
@@ -264,6 +268,7 @@ def environment(tree: SourceTree, toolchain_environment: Mapping[str, str]) -> d
         "GOTOOLCHAIN": "local",
         "GOENV": "off",
         "GOCACHE": str(CACHE / "go"),
+        "CGO_CPPFLAGS": f"-DKWDB_BUILD_HEADERS_{headers_digest[:32]}",
         "CCACHE_DIR": str(CACHE / "ccache"),
         "CCACHE_COMPILERCHECK": "content",
         "CCACHE_CONFIGPATH": str(SHIMS / "no-ccache.conf"),  # there is none: a cache brings no settings of its own

@@ -323,7 +323,7 @@ class Run:
             *self._shared.mounts,
         ]
         environment = {
-            **recipes.environment(bench.tree, bench.toolchain.environment),
+            **recipes.environment(bench.tree, bench.toolchain.environment, caches.headers_digest(bench.tree.path)),
             **recipes.cmake_environment(bench.options),
             "CCACHE_MAXSIZE": f"{self._ccache_bytes() >> 20}M",
             **self._shared.environment,

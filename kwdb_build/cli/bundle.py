@@ -52,14 +52,14 @@ def bundle() -> None:
 @click.option("--ref", default="", help="The reference (or path) to bundle, instead of the argument.")
 @click.option("--output", "-o", type=_PATH, required=True, metavar="FILE",
               help="The bundle, such as V3.2.1.kwdb-bundle.")
-@click.option("--sign", type=_PATH, metavar="KEY", help="Sign with this ssh key.")
+@click.option("--sign-list", type=_PATH, metavar="KEY", help="Sign the list of contents with this ssh key.")
 @click.option("--no-image", is_flag=True, help="Leave the build image out: the other machine has it.")
 @plain_source
 @building
 @common
 @verb
 def bundle_create(
-    console: Console, settings: Settings, *, what: str, ref: str, output: Path, sign: Path | None, no_image: bool,
+    console: Console, settings: Settings, *, what: str, ref: str, output: Path, sign_list: Path | None, no_image: bool,
     **options: Any,
 ) -> int:
     """Put the source of a reference, its submodules, patches and toolchain with its build image into FILE."""
@@ -74,7 +74,7 @@ def bundle_create(
     name, choice = chosen(settings, what or ref, options)
     made = create(
         make_workshop(console, settings), settings, console, ref=name, choice=choice, target=output.absolute(),
-        sign=sign, image=not no_image,
+        sign=sign_list, image=not no_image,
     )
     if console.as_json:
         console.data({"bundle": output.absolute(), "digest": made.digest, "contents": made.contents})

@@ -57,7 +57,7 @@ def last_build(tool: Tool) -> BuildRecord:
     return BuildHistory(tool.home / FILE).all()[-1]
 
 
-def test_one_changed_file_is_one_compilation_and_no_byte_differs_without_caches(
+def test_one_changed_file_is_one_compilation(
     warm: Tool, mini_build: Callable[[str], Artifact]
 ) -> None:
     go = files_of(warm("build", "patched", "--json"))
@@ -73,6 +73,14 @@ def test_one_changed_file_is_one_compilation_and_no_byte_differs_without_caches(
     record = last_build(warm)
     assert (record.outcome, record.warm, record.jobs) == ("built", True, record.jobs)
     assert record.memory_bytes > 10 << 20
+
+
+def test_a_release_after_another_has_the_bytes_of_one_without_caches(warm: Tool, tmp_path: Path) -> None:
+    """Go's cache does not know the headers outside of a package: V1.0.0's would stay in V1.1.0's kwbase."""
+    files_of(warm("build", "V1.0.0", "--json"))
+    after = files_of(warm("build", "V1.1.0", "--json"))
+    cold = Tool(home=tmp_path / "cold", repositories=warm.repositories, docker_host=warm.docker_host)
+    assert after == files_of(cold("build", "V1.1.0", "--no-cache", "--json"))
 
 
 @pytest.mark.slow

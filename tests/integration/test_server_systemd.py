@@ -20,7 +20,7 @@ from tests.integration.tool import share_builds
 from tests.minikwdb.instance import ORDERS, READINGS
 from tests.minikwdb.repositories import MiniRepositories
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.systemd]
 ROWS = str((ORDERS, READINGS))
 OWN = {"Type": "notify", "ExecStop": "", "EnvironmentFile": ""}
 MakeUnit = Callable[..., UnitServer]

@@ -96,7 +96,7 @@ def test_archives_and_checkouts_can_be_bundled(
 def test_show_verify_and_signatures(create: Callable[..., Path], tmp_path: Path) -> None:
     key = tmp_path / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-    file = create("--sign", str(key))
+    file = create("--sign-list", str(key))
     shown = call("bundle", "show", str(file), "--bundle-key", f"{key}.pub", "--json").json["bundle"]
     assert shown["contents"]["source"]["version"]["text"] == "V1.1.0"
     assert shown["signed"]

@@ -71,7 +71,8 @@ def test_options_that_a_shell_could_act_on_are_refused(options: BuildOptions) ->
 
 
 def test_the_environment_is_offline_and_has_the_commits_time() -> None:
-    environment = recipes.environment(tree("V3.1.0"), {"PATH": "/opt/go/bin:/usr/bin", "CC": "gcc-12"})
+    environment = recipes.environment(tree("V3.1.0"), {"PATH": "/opt/go/bin:/usr/bin", "CC": "gcc-12"}, "0a" * 32)
+    assert environment["CGO_CPPFLAGS"] == f"-DKWDB_BUILD_HEADERS_{'0a' * 16}"
     assert environment["PATH"] == "/kwdb-shims:/usr/lib/ccache:/opt/go/bin:/usr/bin"
     assert environment["CC"] == "gcc-12"
     assert environment["SOURCE_DATE_EPOCH"] == "86400"

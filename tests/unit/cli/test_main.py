@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from kwdb_build.cli import options
@@ -33,6 +34,17 @@ def test_every_verb_describes_itself(verb: str, capsys: pytest.CaptureFixture[st
     assert main([verb, "--help"]) == 0
     assert "Usage: kwdb-build" in capsys.readouterr().out
     assert kwdb_build.get_command(None, verb) is not None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("verb", _VERBS)
+def test_no_option_is_there_twice(verb: str) -> None:
+    """A shared group of options and a verb's own: click lets the last one win without a word."""
+    found = kwdb_build.get_command(None, verb)  # type: ignore[arg-type]
+    for command in found.commands.values() if isinstance(found, click.Group) else [found]:
+        names = [name for each in command.params for name in (*each.opts, *each.secondary_opts, each.name)]
+        options = [name for name in names if name.startswith("-")]
+        assert sorted(set(options)) == sorted(options), command.name
+        assert len({each.name for each in command.params}) == len(command.params), command.name
 
 
 def test_unknown_verb_and_option(capsys: pytest.CaptureFixture[str]) -> None:
