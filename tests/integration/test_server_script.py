@@ -119,7 +119,7 @@ def test_what_fails_is_taken_back_with_the_same_commands(
         (server.root / fails).touch()
     answer = supervised.tool(
         "upgrade", ref, "--store", str(server.store), "-y", "--stop-cmd", supervised.stop, "--start-cmd",
-        supervised.start, "--start-timeout", "4",
+        supervised.start, "--start-timeout", "4", *(["--no-trial"] if ref == "V1.2.0" else []),
     )
     assert answer.code == ExitCode.ROLLED_BACK, answer.err
     assert words in answer.err

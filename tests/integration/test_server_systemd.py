@@ -115,7 +115,7 @@ def test_an_upgrade_whose_drain_outlasts_the_units_stop_timeout(make_unit: MakeU
 def test_an_upgrade_that_fails_is_rolled_back(make_unit: MakeUnit, ref: str, words: str) -> None:
     server = make_unit(service={"Restart": "always", "RestartSec": "50ms"})
     before = server.surroundings()
-    answer = upgrade(server, ref)
+    answer = upgrade(server, ref, "--no-trial")
     assert answer.code == ExitCode.ROLLED_BACK, answer.err
     assert words in answer.err
     assert server.version() == "V1.0.0"

@@ -175,12 +175,12 @@ def test_a_copy_that_fails_leaves_nothing_and_an_old_half_one_is_replaced(
     (half / "old").write_text("half")
     copied = 0
 
-    def fail(source: Path, target: Path) -> None:
+    def fail(source: Path, target: Path, mtime: int | None) -> None:
         nonlocal copied
         copied += 1
         if copied == 20:
             raise OSError(28, "No space left on device")
-        real(source, target)
+        real(source, target, mtime)
 
     real = inspect._copy_file
     with monkeypatch.context() as patch:

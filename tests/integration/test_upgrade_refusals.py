@@ -71,7 +71,9 @@ def test_missing_submodule_commit(refused: Callable[..., Answer]) -> None:
     assert "submodule" in answer.err
 
 
-@pytest.mark.parametrize(("ref", "words"), [("V1.1.1", "error:"), ("V1.1.2", ".go:")])
+@pytest.mark.parametrize(
+    ("ref", "words"), [("V1.1.1", "error:"), pytest.param("V1.1.2", ".go:", marks=pytest.mark.slow)]
+)
 def test_compile_error_shows_the_first_error_and_the_log(refused: Callable[..., Answer], ref: str, words: str) -> None:
     answer = refused(ref)
     assert answer.code == ExitCode.BUILD
@@ -80,6 +82,7 @@ def test_compile_error_shows_the_first_error_and_the_log(refused: Callable[..., 
     assert Path(log).stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_missing_result_file(refused: Callable[..., Answer]) -> None:
     answer = refused("V1.1.4")
     assert answer.code == ExitCode.BUILD
