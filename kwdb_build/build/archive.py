@@ -252,6 +252,9 @@ class _Incoming:
             raise _damaged(self._path, f"its manifest is not readable: {error.context}") from error
         if not all(_harmless(entry) for entry in artifact.files):
             raise _damaged(self._path, "its manifest names a path outside of bin/ and lib/, or a strange mode")
+        links = {entry.path for entry in artifact.files if entry.link}
+        if any(str(above) in links for entry in artifact.files for above in PurePosixPath(entry.path).parents):
+            raise _damaged(self._path, "its manifest names a path below a symlink")
         architecture = architecture_of(artifact)
         if architecture not in {"", this_architecture()} and not foreign:
             raise UsageError(
@@ -325,6 +328,9 @@ def _harmless(entry: FileRecord) -> bool:
     if str(path) != entry.path or entry.size < 0:
         return False
     if entry.link:
+        words = entry.link.split("/")
+        if ".." in words[next((number for number, word in enumerate(words) if word != ".."), len(words)):]:
+            return False  # `name/..` may be elsewhere, when the name is a link itself
         target = os.path.normpath(path.parent / entry.link)
         return not entry.link.startswith("/") and target.split("/")[0] in DIRECTORIES
     return entry.mode in {0o444, 0o555}

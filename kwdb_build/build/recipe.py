@@ -93,8 +93,8 @@ _BUILD_TYPE = re.compile(r"^(Debug|Release|RelWithDebInfo|MinSizeRel)$")
 _VARIABLE_NAME = re.compile(r"^[A-Z][A-Z0-9_]*$")
 _VARIABLE_VALUE = re.compile(r"^[A-Za-z0-9_./:=,+@%-]*$")
 _RESERVED = frozenset({
-    "BUILD_TYPE", "BUILDINFO_TAG", "CMAKE_CONFIG_OPTIONS", "GOFLAGS", "GOPATH", "INSTALL_PATH", "MAKEFLAGS", "NCPUS",
-    "SHELL",
+    "BUILD_TYPE", "BUILDINFO_TAG", "CGO_CPPFLAGS", "CMAKE_CONFIG_OPTIONS", "GOCACHE", "GOFLAGS", "GOPATH", "HOME",
+    "INSTALL_PATH", "MAKEFLAGS", "NCPUS", "PATH", "SHELL", "SOURCE_DATE_EPOCH", "TMPDIR",
 })
 _CMAKE_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 _CMAKE_RESERVED = frozenset({"CMAKE_BUILD_TYPE", "CMAKE_INSTALL_PREFIX", "PROTOBUF_DIR", "KWBASE_OSS"})
@@ -148,7 +148,7 @@ def check_options(options: BuildOptions) -> None:
             f"unknown build type {options.build_type!r}", hint="one of Debug, Release, RelWithDebInfo, MinSizeRel"
         )
     for name, value in options.make_variables:
-        if not _VARIABLE_NAME.fullmatch(name) or name in _RESERVED:
+        if not _VARIABLE_NAME.fullmatch(name) or name in _RESERVED or name.startswith("CCACHE_"):
             raise UsageError(
                 f"make variable {name!r} cannot be set",
                 hint=f"a name in capitals, not one of {', '.join(sorted(_RESERVED))}",
@@ -217,6 +217,8 @@ def make_argv(recipe: Recipe, tree: SourceTree, options: BuildOptions, jobs: int
         f"BUILDINFO_TAG={tree.version.text}",
         f"GOFLAGS={GO_FLAGS}",
         f"NCPUS={jobs}",
+        # Go keeps the results of tests, and does not see that a library that is loaded at run time has changed.
+        *(("GOTESTFLAGS=-count=1",) if target in OWN_TESTS else ()),
         *(f"{name}={value}" for name, value in sorted(options.make_variables)),
         target or recipe.target,
     )

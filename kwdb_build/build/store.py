@@ -228,7 +228,8 @@ class ArtifactStore:
             )
             artifact = self.publish(temporary, key, files)
         # Not before: the directory is still locked as the temporary one that it was.
-        self._hold(artifact.path)
+        if not self._hold(artifact.path):
+            raise ArtifactError(f"the build {key.short} was removed right after it was stored", hint="build it again")
         return artifact
 
     def publish(self, temporary: Path, key: BuildKey, files: Iterable[FileRecord]) -> Artifact:
@@ -301,6 +302,7 @@ class ArtifactStore:
         try:
             place.mkdir(exist_ok=True)
             with gate(self.root):
+                directory.chmod(0o755)  # a directory that moves to another one is itself written to
                 directory.rename(target)
             fsync_directory(self.root)
         except OSError as failure:

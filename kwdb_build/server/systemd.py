@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kwdb_build import command, files
-from kwdb_build.errors import AccessError, KwdbBuildError, RefusedError, StartError
+from kwdb_build.errors import AccessError, KwdbBuildError, NotStoppedError, RefusedError, StartError
 from kwdb_build.server import capture, logs, proc, readiness, startflags
 from kwdb_build.server import start as starting
 from kwdb_build.server import stop as stopping
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from kwdb_build.model import Deployment
     from kwdb_build.server.stop import StopResult
 
-DROP_IN = "90-kwdb-build.conf"
+DROP_IN = "zzzz-kwdb-build.conf"
+"""Drop-ins of all directories count in the order of their names: ours after override.conf of `systemctl edit`."""
 HOLD = "kwdb-build.hold"
 _WAY_OUT = "your own commands with --stop-cmd and --start-cmd"
 _GONE_TIMEOUT_S = 30.0
@@ -148,7 +149,19 @@ class SystemdUnit:
             text = drop_in_text(self.unit, self.unit.facts())
             directory.mkdir(parents=True, exist_ok=True, mode=0o755)
             files.write_atomic(directory / DROP_IN, text)
-        self.unit.call("daemon-reload")
+            self.unit.call("daemon-reload")
+            self._require_in_force()
+        else:
+            self.unit.call("daemon-reload")
+
+    def _require_in_force(self) -> None:
+        """RefusedError when something that counts after our drop-in takes its settings back."""
+        facts = self.unit.facts()
+        if facts.stop_timeout != "infinity" or facts.only_kills:
+            raise RefusedError(
+                f"another drop-in of {self.unit.name} overrides ours ({DROP_IN}): a drain could be cut short",
+                hint=f"see `systemctl cat {self.unit.name}`: rename the one that comes after {DROP_IN}",
+            )
 
     def stop(
         self, server: Deployment, *, timeout_s: float, force_after_s: float = 0, progress: Progress,
@@ -242,12 +255,18 @@ class SystemdUnit:
         )
 
     def release(self) -> None:
-        """Remove drop-in and hold, and let systemd forget them."""
+        """Remove drop-in and hold, and let systemd forget them.
+
+        Not while the unit is being stopped: systemd would count its old time limit from the beginning of the stop, and
+        kill the drain. NotStoppedError then.
+        """
+        if self.unit.facts().active == "deactivating":
+            raise NotStoppedError(
+                f"{self.unit.name} is still stopping: without {DROP_IN} systemd would kill it at its old time limit",
+                hint="wait for its end, then the same again",
+            )
         directory = self.unit.drop_in_directory
-        ours = [path for path in (directory / HOLD, directory / DROP_IN) if path.exists()]
-        if not ours:
-            return
-        for path in ours:
+        for path in (directory / HOLD, directory / DROP_IN):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # other drop-ins stay
             directory.rmdir()

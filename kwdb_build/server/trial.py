@@ -90,7 +90,9 @@ def run(
             log=_keep_logs(scratch, log_dir),
         ) from error
     finally:
-        if started is not None:
+        if started is None:  # perhaps launched, and cut off before we knew
+            sweep([record] if record.exists() else [], progress)
+        else:
             stop.abandon(started, [scratch / "store"], grace_s=_STOP_S, progress=progress)
         _remove(scratch)
         record.unlink(missing_ok=True)

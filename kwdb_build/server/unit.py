@@ -14,7 +14,7 @@ USER = "systemd-user:"
 _PROPERTIES = (
     "LoadState", "LoadError", "ActiveState", "SubState", "UnitFileState", "NeedDaemonReload", "MainPID", "Type",
     "KillMode", "KillSignal", "ExecStop", "FragmentPath", "RefuseManualStart", "RefuseManualStop", "ExecMainCode",
-    "ExecMainStatus", "Result", "Job", "EnvironmentFiles",
+    "ExecMainStatus", "Result", "Job", "EnvironmentFiles", "TimeoutStopUSec",
 )
 _CALL_TIMEOUT_S = 60.0
 _ARGV = re.compile(r"argv\[\]=(?P<argv>.*?) ; (?:ignore_errors|flags)=")
@@ -93,6 +93,7 @@ class Facts:
     result: str
     busy: bool
     environment_files: tuple[Path, ...] = ()
+    stop_timeout: str = ""
 
     @property
     def stops_by_itself(self) -> bool:
@@ -131,4 +132,5 @@ def parse_facts(text: str) -> Facts:
         environment_files=tuple(
             Path(value.rpartition(" (")[0]) for value in fields.get("EnvironmentFiles", ()) if value.startswith("/")
         ),
+        stop_timeout=one("TimeoutStopUSec"),
     )

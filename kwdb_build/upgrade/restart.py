@@ -7,18 +7,20 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kwdb_build.errors import RefusedError, StartError
+from kwdb_build.errors import KwdbBuildError, RefusedError, StartError
 from kwdb_build.model import Verdict
 from kwdb_build.sql import Login, Session, SqlError, identifier
 from kwdb_build.upgrade import gate
 from kwdb_build.upgrade.context import commands_of
 from kwdb_build.upgrade.lock import hold_home, hold_stores
+from kwdb_build.upgrade.session import require_no_open_run
 
 if TYPE_CHECKING:
     from kwdb_build.config import Settings
     from kwdb_build.console import Console
     from kwdb_build.model import Deployment
     from kwdb_build.server.readiness import Ready
+    from kwdb_build.server.supervisor import Supervisor
     from kwdb_build.server.watch import Watcher
 
 _FIRST_ANSWER_S = 5.0
@@ -51,6 +53,7 @@ def restart(deployment: Deployment, settings: Settings, console: Console, *, ass
     logs = private_directory(settings.home / "logs")
     login = login_of(deployment, settings)
     with hold_home(settings.home, f"restart of pid {deployment.pid}"), hold_stores(stores), watch.begin(login) as seen:
+        require_no_open_run(settings)
         saved.save(deployment, settings.home / "last-restart.json")
         identity = readiness.identity(login)
         series = _a_series(login)
@@ -77,7 +80,7 @@ def restart(deployment: Deployment, settings: Settings, console: Console, *, ass
                 _look_again(deployment, ready, login, settings, series=series)
                 console.update(_WELL)
         finally:  # but not while it drains: its unit would get its old stop timeout back, and be killed
-            keeper.release()
+            _give_back(keeper, console)
         for note in started.notes:
             console.note(f"  {note}", style="yellow")
     return result
@@ -101,6 +104,7 @@ def start_stopped(deployment: Deployment, settings: Settings, console: Console, 
     _confirm(f"Start {deployment.version} on {stores[0]} ({deployment.sql})?", console, assume_yes=assume_yes)
     login = login_of(deployment, settings)
     with hold_home(settings.home, f"start on {stores[0]}"), hold_stores(stores):
+        require_no_open_run(settings)
         require_ports_free((deployment.sql, deployment.http))
         with console.step(1, 2, "start"):
             started = supervisor.of(deployment, commands).start(
@@ -123,6 +127,13 @@ def start_stopped(deployment: Deployment, settings: Settings, console: Console, 
             _look_again(deployment, ready, login, settings, series=series)
             console.update(_WELL)
     return Restarted(pid=ready.pid, began=started.began_at, downtime_s=-1.0, parts={"start": round(ready.sql_s, 3)})
+
+
+def _give_back(keeper: Supervisor, console: Console) -> None:
+    try:
+        keeper.release()
+    except (KwdbBuildError, OSError) as error:  # the server's own trouble must not be hidden by it
+        console.note(f"  {error}: what holds the unit is still there, see systemctl cat", style="yellow")
 
 
 def login_of(deployment: Deployment, settings: Settings) -> Login:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kwdb_build.errors import ServerNotFoundError, StartError
+from kwdb_build.errors import KwdbBuildError, ServerNotFoundError, StartError
 from kwdb_build.files import sha256_of
 
 if TYPE_CHECKING:
@@ -113,6 +113,22 @@ def start_server(context: Context, *, label: str) -> Any:
     return ready
 
 
+def release(context: Context) -> None:
+    """Give the server back to its supervisor. That this fails is said, and is no reason to give up one that runs."""
+    try:
+        context.supervisor.release()
+    except (KwdbBuildError, OSError) as error:
+        context.console.note(f"  {error}: what holds the unit is still there, see systemctl cat", style="yellow")
+
+
+def hold_again(context: Context) -> None:
+    """Before a way back: a run that was kept has given the server back, and a reboot forgets what held it."""
+    try:
+        context.supervisor.prepare()
+    except (KwdbBuildError, OSError) as error:
+        context.console.note(f"  nothing keeps others from starting the server meanwhile: {error}", style="yellow")
+
+
 def _compare(context: Context, deployment: Deployment, pid: int) -> None:
     """What a unit or a command started must be what was captured. On the way back it is only said."""
     from kwdb_build.server.compare import of_started
@@ -131,7 +147,6 @@ def _compare(context: Context, deployment: Deployment, pid: int) -> None:
 
 def watcher(context: Context) -> Watcher | None:
     """The outside client of this run, begun when it is first asked for; None when there can be none."""
-    from kwdb_build.errors import KwdbBuildError
     from kwdb_build.server import watch
 
     if "watcher" not in context.held:

@@ -321,7 +321,7 @@ def test_a_failed_run_can_go_on(sandbox: SandboxEngine, tmp_path: Path) -> None:
         from kwdb_build.engine.base import Mount
 
         spec = shell(
-            image, "echo $SECRET; test -e /work/mended", mounts=(Mount(source=work, target="/work"),), keep_failed=True,
+            image, "echo $SECRET; test -e /given/mended", mounts=(Mount(source=work, target="/given"),), keep_failed=True,
             environment={"PATH": "/bin", "SECRET": "xyzzy"},
         )
         if os.geteuid() != 0:

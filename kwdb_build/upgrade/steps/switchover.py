@@ -146,7 +146,7 @@ class Stop(Step):
             ready = service.start_server(context, label="old")
             context.console.update(f"pid {ready.pid} answers again")
             running = ready.pid
-        context.supervisor.release()
+        service.release(context)
         return {"pid": running}
 
 
@@ -261,6 +261,7 @@ class Start(Step):
         """End the new server and bring the data back to what the old one left."""
         from kwdb_build.data.restore import restore
 
+        service.hold_again(context)
         pid = service.running_pid(context)
         if pid is not None:
             service.end_failed_server(context, pid)
@@ -326,6 +327,6 @@ class Keep(Step):
         pid = service.running_pid(context)
         if pid is None:
             raise StartError("the new server ended after its verification", log=service.server_log(context))
-        context.supervisor.release()
+        service.release(context)
         context.console.update(f"backup and old files: {context.run.path}")
         return {"pid": pid}

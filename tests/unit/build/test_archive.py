@@ -208,6 +208,10 @@ HOSTILE: dict[str, Callable[[list[Member]], list[Member]]] = {
     "manifest with traversal": _manifest(lambda data: data["files"][0].update(path="bin/../../../evil")),
     "manifest outside": _manifest(lambda data: data["files"][0].update(path="etc/evil")),
     "manifest with a link out": _manifest(lambda data: data["files"][2].update(link="../../evil")),
+    "manifest with a path through a link": _manifest(lambda data: data["files"][2].update(link="q/../../kwbase")),
+    "manifest with a file below a link": _manifest(
+        lambda data: data["files"].append({**data["files"][0], "path": f"{data['files'][2]['path']}/evil"})
+    ),
     "manifest with set-user-id": _manifest(lambda data: data["files"][0].update(mode=0o4555)),
     "manifest with another size": _manifest(lambda data: data["files"][0].update(size=3)),
     "manifest with another digest": _manifest(lambda data: data["files"][0].update(sha256="0" * 64)),
