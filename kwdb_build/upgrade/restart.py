@@ -170,7 +170,8 @@ def _account(began: float, stopped_s: float, launched: float, ready: Ready, seen
     return Restarted(
         pid=ready.pid, began=began, downtime_s=round(answered - began, 3),
         parts={
-            "stop": round(stopped_s, 3), "start": round(start_s, 3), "first answer": round(until_answer - start_s, 3),
+            "stop": round(stopped_s, 3), "start": round(start_s, 3),
+            "first answer": max(0.0, round(until_answer - start_s, 3)),
         },
     )
 

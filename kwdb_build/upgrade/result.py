@@ -203,7 +203,9 @@ def _downtime(run: RunDirectory, journal: Journal) -> dict[str, Any]:
         # The step itself goes on after the first answer (it looks at what was loaded).
         until_answer = max(0.0, answered - started["began"])  # a client may be served before we see that it is ready
         parts["start"] = round(min(float(started["ready_s"]), until_answer), 3)
-        parts["first answer"] = round(until_answer - parts["start"], 3)
+        parts["first answer"] = max(0.0, round(until_answer - parts["start"], 3))
+        if "ended" in (stopped := read_json(run.stopped)):  # the step begins before SIGTERM is sent
+            parts["stop"] = round(float(stopped["ended"]) - began, 3)
     gone_back = bool(undos) and read_json(run.started).get("label") != "old"
     if answered <= began or gone_back:  # the answer of a server that was ended since proves nothing
         return {"downtime_parts": parts}

@@ -41,8 +41,8 @@ def test_an_upgrade_counts_from_the_stop_to_the_answer(run: RunDirectory) -> Non
 
 def test_the_first_answer_to_the_outside_client_is_a_part_of_its_own(run: RunDirectory) -> None:
     journal = Journal(run.journal)
-    went(journal, Phase.APPLY, {**dict.fromkeys(FORWARD, 0.5), "keep": 0.1})
-    server(run, began=1000.0, answered=1002.0, label="new")
+    went(journal, Phase.APPLY, {**dict.fromkeys(FORWARD, 0.5), "stop": 0.8, "keep": 0.1})  # it prepares the unit first
+    run.save(run.stopped, {"began": 1000.0, "ended": 1000.5})
     run.save(run.started, {"pid": 1, "label": "new", "answered": 1002.0, "began": 1001.5, "ready_s": 0.25})
     assert result._downtime(run, journal) == {
         "downtime_s": 2.0,
