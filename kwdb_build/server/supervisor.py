@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from kwdb_build.errors import RefusedError
+from kwdb_build.errors import KwdbBuildError, RefusedError
 from kwdb_build.server import proc, systemd
 from kwdb_build.server import start as starting
 from kwdb_build.server import stop as stopping
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from kwdb_build.console import Progress
+    from kwdb_build.console import Console, Progress
     from kwdb_build.model import Deployment
     from kwdb_build.server.start import Started, StdioHold
     from kwdb_build.server.stop import StopResult
@@ -99,6 +99,14 @@ class Bare:
         if self.stdio is not None:
             self.stdio.close()
             self.stdio = None
+
+
+def give_back(supervisor: Supervisor, console: Console) -> None:
+    """Release a server that runs, or whose own trouble must not be hidden: that this fails is said, and no more."""
+    try:
+        supervisor.release()
+    except (KwdbBuildError, OSError) as error:
+        console.note(f"  {error}: what holds the unit is still there, see systemctl cat", style="yellow")
 
 
 def of(deployment: Deployment, commands: Commands) -> Supervisor:

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kwdb_build.errors import KwdbBuildError, RefusedError, StartError
+from kwdb_build.errors import RefusedError, StartError
 from kwdb_build.model import Verdict
 from kwdb_build.sql import Login, Session, SqlError, identifier
 from kwdb_build.upgrade import gate
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from kwdb_build.console import Console
     from kwdb_build.model import Deployment
     from kwdb_build.server.readiness import Ready
-    from kwdb_build.server.supervisor import Supervisor
     from kwdb_build.server.watch import Watcher
 
 _FIRST_ANSWER_S = 5.0
@@ -80,7 +79,7 @@ def restart(deployment: Deployment, settings: Settings, console: Console, *, ass
                 _look_again(deployment, ready, login, settings, series=series)
                 console.update(_WELL)
         finally:  # but not while it drains: its unit would get its old stop timeout back, and be killed
-            _give_back(keeper, console)
+            supervisor.give_back(keeper, console)
         for note in started.notes:
             console.note(f"  {note}", style="yellow")
     return result
@@ -127,13 +126,6 @@ def start_stopped(deployment: Deployment, settings: Settings, console: Console, 
             _look_again(deployment, ready, login, settings, series=series)
             console.update(_WELL)
     return Restarted(pid=ready.pid, began=started.began_at, downtime_s=-1.0, parts={"start": round(ready.sql_s, 3)})
-
-
-def _give_back(keeper: Supervisor, console: Console) -> None:
-    try:
-        keeper.release()
-    except (KwdbBuildError, OSError) as error:  # the server's own trouble must not be hidden by it
-        console.note(f"  {error}: what holds the unit is still there, see systemctl cat", style="yellow")
 
 
 def login_of(deployment: Deployment, settings: Settings) -> Login:

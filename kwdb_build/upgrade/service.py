@@ -113,14 +113,6 @@ def start_server(context: Context, *, label: str) -> Any:
     return ready
 
 
-def release(context: Context) -> None:
-    """Give the server back to its supervisor. That this fails is said, and is no reason to give up one that runs."""
-    try:
-        context.supervisor.release()
-    except (KwdbBuildError, OSError) as error:
-        context.console.note(f"  {error}: what holds the unit is still there, see systemctl cat", style="yellow")
-
-
 def hold_again(context: Context) -> None:
     """Before a way back: a run that was kept has given the server back, and a reboot forgets what held it."""
     try:

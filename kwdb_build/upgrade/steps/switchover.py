@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kwdb_build.errors import BackupError, NotStoppedError, StartError, VerifyError
 from kwdb_build.files import human_bytes, read_json
+from kwdb_build.server.supervisor import give_back
 from kwdb_build.upgrade import room, service
 from kwdb_build.upgrade.steps.base import Step
 
@@ -146,7 +147,7 @@ class Stop(Step):
             ready = service.start_server(context, label="old")
             context.console.update(f"pid {ready.pid} answers again")
             running = ready.pid
-        service.release(context)
+        give_back(context.supervisor, context.console)
         return {"pid": running}
 
 
@@ -327,6 +328,6 @@ class Keep(Step):
         pid = service.running_pid(context)
         if pid is None:
             raise StartError("the new server ended after its verification", log=service.server_log(context))
-        service.release(context)
+        give_back(context.supervisor, context.console)
         context.console.update(f"backup and old files: {context.run.path}")
         return {"pid": pid}
