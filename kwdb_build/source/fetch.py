@@ -18,6 +18,7 @@ from kwdb_build.source.inspect import full_disk_said
 from kwdb_build.source.mirror import Mirror, MissingError
 from kwdb_build.source.profiles import Policy, Profile
 from kwdb_build.source.reference import Redirect, scheme_of, validate_ref, validate_url
+from kwdb_build.source.resolve import Resolver
 from kwdb_build.source.signature import SignatureRule, require_signed
 from kwdb_build.source.sources import Sources
 from kwdb_build.source.submodules import SubmoduleFetcher
@@ -144,8 +145,9 @@ class _Fetch:
         try:
             seen = replace(mirror, client=replace(self.client, progress=channel))
             with seen.locked() as cache:
-                target = seen.resolve(cache, self.request.ref)
-                seen.remember(cache, target)
+                resolver = Resolver(mirror=seen, path=cache)
+                target = resolver.resolve(self.request.ref)
+                resolver.remember(target)
                 return target, require_signed(self.client, cache, target, self.request.signature)
         except MissingError as error:
             raise missing_error([error.message]) from error

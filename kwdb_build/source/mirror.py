@@ -21,19 +21,12 @@ from kwdb_build.files import read_json, require_space, write_json
 from kwdb_build.source import objects
 from kwdb_build.source.cachelock import LOCK_TIMEOUT_S, clear_leftovers, hold, set_aside
 from kwdb_build.source.reference import (
-    LATEST,
     RemoteRefs,
-    Target,
-    choose,
-    is_full_commit,
     is_local,
     local_path,
-    may_be_commit,
     parse_ls_remote,
-    pull_request_ref,
     redact,
     scheme_of,
-    unknown_reference,
 )
 from kwdb_build.source.sources import Source, Sources
 from kwdb_build.source.transfer import Channel
@@ -121,7 +114,7 @@ class Mirror:
             )
         clear_leftovers(path, self.client.progress)
         if not (path / RECORD).exists():
-            self._write(path, {"url": redact(self.url)})
+            self.write(path, {"url": redact(self.url)})
         with contextlib.suppress(OSError):
             os.utime(path / RECORD)  # `cache list` tells when it was last used
 
@@ -140,7 +133,8 @@ class Mirror:
         except (OSError, ValueError, TypeError):
             return {}
 
-    def _write(self, path: Path, values: dict[str, object]) -> None:
+    def write(self, path: Path, values: dict[str, object]) -> None:
+        """Add to what is written down."""
         with contextlib.suppress(OSError):  # a convenience: a full disk has its own error elsewhere
             write_json(path / RECORD, self.record(path) | values)
 
@@ -185,139 +179,10 @@ class Mirror:
 
         return self.sources.each(self.ways, look)
 
-    def target(self, source: Source, ref: str, refs: RemoteRefs) -> Target | None:
-        """What ref means over there: commit, tag, branch, pull request or another full ref name."""
-        found = choose(ref, refs, url=self.url)
-        if found is not None:
-            return found
-        name = pull_request_ref(ref) or ref
-        if not name.startswith("refs/") or name.startswith(("refs/heads/", "refs/tags/")):
-            return None
-        commit = self.ask_exact(source, name)
-        return Target(kind="ref", name=name, commit=commit) if commit else None
-
     def cached_refs(self, path: Path) -> RemoteRefs:
         """Tags and branches as of the last fetch."""
         found = self.client.run("show-ref", "--dereference", cwd=path, what="reading the cache", check=False)
         return parse_ls_remote("\n".join(line.replace(" ", "\t", 1) for line in found.stdout.splitlines()))
-
-    # ----------------------------------------------------------------- resolving
-
-    def resolve(self, path: Path, ref: str) -> Target:
-        """Find and fetch what ref means; afterwards the history of its commit and all tags are in the cache at path.
-
-        A whole commit hash that is there already needs no network. For a name the other side is asked, so that a moved
-        branch or tag is noticed. When nobody can be reached, a tag or commit that is in the cache is good enough (and
-        said so); a branch is not, as it may have moved. Offline even that one is taken as of the last fetch.
-        """
-        if is_full_commit(ref) and self.has_commit(path, ref.lower()):
-            return Target(kind="commit", name=ref.lower(), commit=ref.lower())
-        if self.sources.offline:
-            return self.cached_target(path, ref)
-        pinned: list[Target] = []
-        try:
-            return self.sources.each(self.ways, lambda source: self._resolve_at(source, path, ref, pinned))
-        except UnreachableSourceError as error:
-            if pinned:
-                raise  # somebody has said what it is now: what the cache knows may be older
-            return self._unreachable(path, ref, error)
-
-    def _resolve_at(self, source: Source, path: Path, ref: str, pinned: list[Target]) -> Target:
-        refs = self.ask(source)
-        target = self.target(source, ref, refs)
-        if target is None and not pinned:
-            raise unknown_reference(ref, refs, url=source.shown)
-        if source is not self.ways[0] and target is not None:
-            self._require_agreement(source, path, ref, target, pinned)
-            self.client.progress.note(f"{ref} is {target.commit[:12]} according to {redact(source.address)}")
-        target = pinned[0] if pinned else target
-        if target is None:
-            raise unknown_reference(ref, refs, url=source.shown)
-        short = target.kind == "commit" and not is_full_commit(target.commit)
-        if not short and not pinned:
-            pinned.append(target)
-        if short or not self.has_commit(path, target.commit) or self.cached_refs(path).tags != refs.tags:
-            self.fetch_all(path, source)
-        if short:
-            target = self._expand(path, target, refs)
-        self._require_kind(path, target.commit)
-        if not self.has_commit(path, target.commit):
-            self._fetch_alone(path, source, target.commit, missing=unknown_reference(ref, refs, url=source.shown))
-        self._keep(path, target.commit)
-        return target
-
-    def _require_agreement(
-        self, source: Source, path: Path, ref: str, target: Target, pinned: list[Target]
-    ) -> None:
-        """A mirror may stand in for the first host only with the same commit: the one named by it, or known from it."""
-        known = pinned[0] if pinned else None
-        if known is None and target.kind == "ref":
-            raise SourceError(
-                f"{redact(source.address)} is not asked for {ref!r}: each host counts its own pull requests",
-                hint="try again when the first host answers, or name the commit",
-            )
-        if known is None and target.kind == "tag":
-            before = self.cached_refs(path).tags.get(target.name, "")
-            known = Target(kind="tag", name=target.name, commit=before) if before else None
-        if known is not None and known.commit != target.commit and is_full_commit(known.commit):
-            raise SourceError(
-                f"{redact(source.address)} means {target.commit[:12]} by {ref!r} and not "
-                f"{known.commit[:12]}: it is refused",
-                context=f"{known.commit}  {self.address}\n{target.commit}  {redact(source.address)}",
-                hint=f"look into it before you trust that mirror; the commit itself can be named: {known.commit}",
-            )
-
-    def cached_target(self, path: Path, ref: str) -> Target:
-        """What ref means without asking anybody; MissingError when that is not known or its commit is not here."""
-        refs = self.cached_refs(path)
-        # A cache without tags has no release: that is no answer, but something missing.
-        target = choose(ref, refs, url=self.url) if refs.names or ref != LATEST else None
-        name = pull_request_ref(ref)
-        if target is None and name and (kept := dict(self._pulls(path)).get(name)):
-            target = Target(kind="ref", name=name, commit=kept)
-        if target is not None and target.kind == "commit":
-            target = self._expand(path, target, refs)
-        if target is None or not self.has_commit(path, target.commit):
-            raise MissingError(f"{ref!r} of {redact(self.url)} is not in the cache")
-        if target.kind in {"branch", "ref"}:
-            self.client.progress.note(f"{target.name} as of the last fetch: {target.commit[:12]}")
-        return target
-
-    def _pulls(self, path: Path) -> list[tuple[str, str]]:
-        kept = self.record(path).get("refs")
-        return [(str(name), str(commit)) for name, commit in kept.items()] if isinstance(kept, dict) else []
-
-    def _unreachable(self, path: Path, ref: str, error: UnreachableSourceError) -> Target:
-        refs = self.cached_refs(path)
-        if ref == LATEST:
-            raise error
-        target = choose(ref, refs, url=self.url)
-        if target is None or target.kind == "branch":
-            raise error
-        if target.kind == "commit":
-            if not may_be_commit(target.commit) or not self.has_commit(path, target.commit):
-                raise error
-            target = self._expand(path, target, refs)
-        self.client.progress.note(
-            f"{redact(self.url)} cannot be reached ({error.message.rpartition(': ')[2]}); "
-            f"using {target.kind} {target.name} = {target.commit[:12]} from the cache"
-        )
-        return target
-
-    def _expand(self, path: Path, target: Target, refs: RemoteRefs) -> Target:
-        """A short hash to the whole one; ambiguous and unknown ones are refused."""
-        found = self.client.run(
-            "rev-parse", f"--disambiguate={target.commit}", cwd=path, what="reading the cache", check=False
-        ).stdout.split()
-        commits = [oid for oid in found if self._kind(path, oid) == "commit"]
-        if not commits:
-            raise unknown_reference(target.name, refs, url=self.url)
-        if len(commits) > 1:
-            raise SourceError(
-                f"{target.name!r} is the beginning of {len(commits)} commits", context="\n".join(sorted(commits)[:5]),
-                hint="give more digits of the hash",
-            )
-        return Target(kind="commit", name=target.name, commit=commits[0])
 
     def has_commit(self, path: Path, commit: str) -> bool:
         """Whether the cache holds this commit with its history (a submodule's: without).
@@ -331,21 +196,19 @@ class Mirror:
         )
         return found.ok and found.stdout != ""
 
-    def _kind(self, path: Path, oid: str) -> str:
+    def kind(self, path: Path, oid: str) -> str:
+        """commit, tree, blob or tag; '' when the cache does not hold it."""
         return self.client.run("cat-file", "-t", oid, cwd=path, what="reading the cache", check=False).stdout
 
-    def _require_kind(self, path: Path, commit: str) -> None:
-        kind = self._kind(path, commit)
+    def require_kind(self, path: Path, commit: str) -> None:
+        """SourceError when that hash is another object's than a commit's."""
+        kind = self.kind(path, commit)
         if kind not in {"", "commit"}:
             raise SourceError(f"{commit} is a {kind}, not a commit", hint="name a commit or a tag of one")
 
-    def _keep(self, path: Path, commit: str) -> None:
+    def keep(self, path: Path, commit: str) -> None:
+        """Hold a commit alive, whatever becomes of the branches."""
         self.client.run("update-ref", f"{_KEEP}{commit}", commit, cwd=path, what="keeping the commit")
-
-    def remember(self, path: Path, target: Target) -> None:
-        """Write down what a pull request was, for a later call without network."""
-        if target.kind == "ref":
-            self._write(path, {"refs": dict(self._pulls(path)) | {target.name: target.commit}})
 
     # ----------------------------------------------------------------- fetching
 
@@ -360,7 +223,7 @@ class Mirror:
 
     def have(self, path: Path, commit: str, *, missing: SourceError) -> None:
         """Have one commit, without its history. A repository that does not have it raises `missing`."""
-        self._require_kind(path, commit)
+        self.require_kind(path, commit)
         if self.has_commit(path, commit):
             return
         if self.sources.offline:
@@ -368,11 +231,11 @@ class Mirror:
 
         def get(source: Source) -> None:
             require_space(path, self._estimate(path, source), f"source of {redact(self.url)}")
-            self._fetch_alone(path, source, commit, missing=missing, depth=1)
+            self.fetch_alone(path, source, commit, missing=missing, depth=1)
 
         self.sources.each(self.ways, get)
 
-    def _fetch_alone(
+    def fetch_alone(
         self, path: Path, source: Source, commit: str, *, missing: SourceError, depth: int = 0
     ) -> None:
         """Fetch a commit by its hash; from a host that gives only branches and tags, by way of all of these."""
@@ -392,7 +255,7 @@ class Mirror:
                 self.fetch_all(path, source, whole=True)
                 if not self.has_commit(path, commit):
                     raise
-                self._keep(path, commit)
+                self.keep(path, commit)
         except UnreachableSourceError:
             raise
         except SourceError as error:
@@ -419,7 +282,7 @@ class Mirror:
             clear_leftovers(path, self.client.progress)
             raise
         self.sources.count(objects.pack_bytes(path) - before)
-        self._write(path, {"from": redact(source.address)})
+        self.write(path, {"from": redact(source.address)})
         if objects.ignores_filter(said) and "filter" not in self._said:
             self._said.add("filter")
             source.client.progress.note(
@@ -487,7 +350,7 @@ class Mirror:
         if isinstance(known, dict) and isinstance(known.get(state), int):
             return int(known[state])
         digits = objects.abbreviation(self.client, path, commit)
-        self._write(path, {"abbreviations": {state: digits}})
+        self.write(path, {"abbreviations": {state: digits}})
         return digits
 
     def _estimate(self, path: Path, source: Source) -> int:

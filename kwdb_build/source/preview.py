@@ -15,6 +15,7 @@ from kwdb_build.source.fetch import absolute_url
 from kwdb_build.source.inspect import read_tree
 from kwdb_build.source.mirror import Mirror, MissingError
 from kwdb_build.source.reference import is_full_commit, redact, unknown_reference, validate_ref, validate_url
+from kwdb_build.source.resolve import Resolver, meaning
 from kwdb_build.source.sources import Sources
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def preview(request: SourceRequest, *, home: Path) -> Preview:
 
         def look(source: Source) -> Target:
             refs = mirror.ask(source)
-            found = mirror.target(source, ref, refs)
+            found = meaning(mirror, source, ref, refs)
             if found is None:
                 raise unknown_reference(ref, refs, url=url)
             return found
@@ -60,7 +61,7 @@ def _offline(mirror: Mirror, ref: str) -> str:
     if not mirror.path.is_dir():
         raise missing_error([f"nothing of {redact(mirror.url)} is in the cache"])
     try:
-        return mirror.cached_target(mirror.path, ref).commit
+        return Resolver(mirror=mirror, path=mirror.path).cached(ref).commit
     except MissingError as error:
         raise missing_error([error.message]) from error
 
