@@ -27,7 +27,8 @@ _CLOCK_ERROR_S = 0.5
 _NETWORK = ("nfs", "cifs", "smb", "9p", "ceph", "glusterfs", "fuse.sshfs", "fuse.glusterfs", "afs", "ocfs2", "gfs2")
 _MEMORY = ("tmpfs", "ramfs")
 _LOCAL = ("ext4", "xfs", "btrfs", "zfs", "ext3", "f2fs")
-_CPU_NAMES = {"sse3": "pni", "sse4.1": "sse4_1", "sse4.2": "sse4_2", "sse4": "sse4_2"}
+_CPU_NAMES = {"sse3": "pni", "sse4": "sse42", "pclmul": "pclmulqdq", "bmi": "bmi1"}
+"""gcc's name -> the kernel's, where they differ in more than dots and underscores (sse4.2 and sse4_2)."""
 _CPU_OPTION = re.compile(r"(?<![\w-])-m(sse[\d.]+|ssse3|avx[\w]*|bmi2?|popcnt|aes|pclmul)\b")
 CPU_FILES = ("kwbase/Makefile", "CMakeLists.txt", "kwdbts2/CMakeLists.txt", "common/CMakeLists.txt")
 
@@ -58,13 +59,18 @@ def check_disk(facts: MachineFacts, needed_bytes: int, home: Path) -> CheckResul
 
 
 def wanted_cpu_flags(texts: dict[str, str]) -> dict[str, str]:
-    """CPU features that a tree's build files compile for: name in /proc/cpuinfo -> where it was seen."""
+    """CPU features that a tree's build files compile for: gcc's name ('sse4.2') -> where it was seen."""
     found: dict[str, str] = {}
     for file, text in texts.items():
         for number, line in enumerate(text.splitlines(), start=1):
             for option in _CPU_OPTION.findall(line) if not line.lstrip().startswith("#") else ():
-                found.setdefault(_CPU_NAMES.get(option, option), f"{file}:{number}")
+                found.setdefault(option, f"{file}:{number}")
     return found
+
+
+def _has_cpu(option: str, flags: frozenset[str]) -> bool:
+    wanted = _CPU_NAMES.get(option, option).replace(".", "")
+    return any(flag.replace("_", "") == wanted for flag in flags)
 
 
 def check_cpu(facts: MachineFacts, wanted: dict[str, str]) -> CheckResult:
@@ -78,7 +84,7 @@ def check_cpu(facts: MachineFacts, wanted: dict[str, str]) -> CheckResult:
     if facts.cpu_flags is None:
         return CheckResult(name="CPU features", verdict=Verdict.UNKNOWN, required=required, where=where,
                            found="/proc/cpuinfo names none")
-    missing = sorted(set(wanted) - facts.cpu_flags)
+    missing = sorted(option for option in wanted if not _has_cpu(option, facts.cpu_flags))
     return CheckResult(
         name="CPU features", verdict=Verdict.FAIL if missing else Verdict.OK, required=required, where=where,
         found=f"missing: {' '.join(missing)}" if missing else "all",

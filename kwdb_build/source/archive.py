@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from kwdb_build.errors import UnsafeArchiveError
 from kwdb_build.files import human_bytes, require_space
-from kwdb_build.source.prepared import leads_out, really_leads_out
+from kwdb_build.source.prepared import leads_nowhere, leads_out, really_leads_out
 
 if sys.version_info >= (3, 14):
     from compression.zstd import ZstdError
@@ -259,7 +259,8 @@ class _Writer:
         if member.kind == "directory":
             (self.target / name).mkdir(parents=True, exist_ok=True)
         elif member.kind == "symlink":
-            if leads_out(name, member.target) or "\0" in member.target:
+            outside = leads_out(name, member.target) and not leads_nowhere(member.target)
+            if outside or "\0" in member.target:
                 raise self.refuse(member.name, f"it is a symlink that leads out of the archive, to {member.target!r}")
             self.links[name] = member.target
         elif member.kind == "file" and member.content is not None:
@@ -330,5 +331,5 @@ class _Writer:
             path.symlink_to(target)
         for name, target in self.links.items():
             # Two links that look harmless can lead out together (a -> ., b -> a/..).
-            if really_leads_out(self.target, name):
+            if not leads_nowhere(target) and really_leads_out(self.target, name):
                 raise self.refuse(name, f"it is a symlink that leads out of the archive, to {target!r}")

@@ -5,11 +5,14 @@ One run of a fixed script, in an image or on this host; what it printed becomes 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
 import re
 from typing import TYPE_CHECKING
 
-from kwdb_build import command
+from kwdb_build import command, files
 from kwdb_build.engine.base import RunSpec
 from kwdb_build.errors import EngineError
 from kwdb_build.toolchain.catalog import CATALOG, key_of
@@ -70,18 +73,27 @@ def tools_asked_for(requirements: Requirements) -> tuple[str, ...]:
 
 
 def probe_image(
-    engine: Engine, image: str, log: Path, *, requirements: Requirements, environment: Mapping[str, str]
+    engine: Engine, image: str, log: Path, *, requirements: Requirements, environment: Mapping[str, str], known: Path
 ) -> dict[str, str]:
     """Facts of an image by one run in it: 'tool:go' -> its answer, 'package:git' -> version, 'file:libz.a' -> path.
 
-    environment is the toolchain's, whose PATH finds its tools. EngineError when the run does not come to its end.
+    image is an identity, which stands for the image's content: what it answered once is kept in the directory known and
+    is not asked again. environment is the toolchain's, whose PATH finds its tools. EngineError when the run does not
+    come to its end.
     """
+    argv = ("/bin/sh", "-c", _PROBE, "probe", *tools_asked_for(requirements))
+    environment = {"LC_ALL": "C", "HOME": "/tmp", **environment}  # noqa: S108 of the container
+    question = json.dumps([image, argv, sorted(environment.items())])
+    answer = known / f"probe-{hashlib.sha256(question.encode()).hexdigest()[:32]}.txt"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        facts = parse_probe(answer.read_text(encoding="utf-8").splitlines())
+        if "end" in facts:
+            return facts
     lines: list[str] = []
     result = engine.run(
         RunSpec(
-            image=image, argv=("/bin/sh", "-c", _PROBE, "probe", *tools_asked_for(requirements)),
-            environment={"LC_ALL": "C", "HOME": "/tmp", **environment},  # noqa: S108 of the container
-            uid=PROBE_ID, gid=PROBE_ID, name="check", timeout_s=_PROBE_TIMEOUT_S,
+            image=image, argv=argv, environment=environment, uid=PROBE_ID, gid=PROBE_ID, name="check",
+            timeout_s=_PROBE_TIMEOUT_S,
         ),
         on_line=lines.append, log=log,
     )
@@ -91,6 +103,8 @@ def probe_image(
             f"the image {image} could not be asked what it has (exit code {result.returncode})",
             context="\n".join(lines[-10:]), log=log, hint="build the toolchain's image anew",
         )
+    known.mkdir(parents=True, exist_ok=True)
+    files.write_atomic(answer, "\n".join(lines))
     return facts
 
 

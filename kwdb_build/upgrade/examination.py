@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from kwdb_build.errors import KwdbBuildError
+from kwdb_build.errors import KwdbBuildError, ServerNotFoundError
 from kwdb_build.host import checks, machine
 from kwdb_build.host.certificates import check_certificates
 from kwdb_build.model import CheckResult, Verdict
@@ -118,8 +118,9 @@ def running_server(selector: Selector) -> tuple[Deployment | None, str]:
         return None, ""
     if len(found) > 1 and not named:
         return None, f"{len(found)} servers run here: choose one with --pid, --store or --listen-addr"
-    chosen = discover.choose(found, selector)
     try:
-        return capture.capture(chosen.pid), ""
+        return capture.capture(discover.choose(found, selector).pid), ""
     except KwdbBuildError as error:
+        if named and isinstance(error, ServerNotFoundError):
+            raise
         return None, f"{error.message} ({error.hint})" if error.hint else error.message

@@ -100,7 +100,8 @@ class Workshop:
         requirements = read_requirements(tree.path)
         toolchain = self.toolchain(tree)
         facts = probe_image(
-            self.engine, image, self.log("check"), requirements=requirements, environment=toolchain.environment
+            self.engine, image, self.log("check"), requirements=requirements, environment=toolchain.environment,
+            known=self._settings.home / "images",
         )
         return check(requirements.only(Phase.COMPILE), facts, Subject(group="image", toolchain=toolchain.name))
 

@@ -244,10 +244,22 @@ def test_the_image_has_what_the_tree_asks_for(
     tree, _ = first
     requirements = read_requirements(tree.path)
     assert len(requirements.only(Phase.COMPILE).rows) >= 5
-    facts = probe_image(
-        engine, toolchain.image_tag, tmp_path / "check.log", requirements=requirements,
-        environment=toolchain.environment,
-    )
+    identity = engine.image_id(toolchain.image_tag)
+    assert identity is not None
+
+    def ask(log: str) -> dict[str, str]:
+        return probe_image(
+            engine, identity, tmp_path / log, requirements=requirements, environment=toolchain.environment,
+            known=tmp_path / "known",
+        )
+
+    facts = ask("check.log")
+    assert ask("again.log") == facts
+    assert not (tmp_path / "again.log").exists(), "an image that answered once was asked again"
+    (answer,) = (tmp_path / "known").iterdir()
+    answer.write_text("@tool go\n")  # cut off
+    assert ask("third.log") == facts
+    assert (tmp_path / "third.log").exists()
     rows = check(requirements, facts)
     assert [row for row in rows if row.verdict not in {Verdict.OK, Verdict.SKIP}] == []
     assert {"gcc", "g++", "make"} <= {row.name for row in rows if row.verdict is Verdict.OK}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,6 +70,20 @@ def test_check_looks_at_image_host_machine_build_and_server(
                   "this host, to compile without a container", "this machine", "running server"):
         assert f"V1.0.0 with minikwdb: {title}" in told.out
     assert "not found" not in told.err or "what to do: " in told.err
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="makes namespaces with unshare")
+def test_a_server_in_a_container_is_unknown_and_the_rest_is_looked_at(
+    tool: Tool, make_server: Callable[..., Instance]
+) -> None:
+    server = make_server(rows=False, background=False, prefix=("unshare", "--pid", "--fork", "--mount-proc"))
+    answer = tool("check", "V1.0.0", "--store", str(server.store), "--json")
+    assert answer.code == 0, answer.err
+    groups = grouped(answer.json)
+    assert groups["machine"]["memory"]["verdict"] != "unknown"
+    row = groups["server"]["server"]
+    assert row["verdict"] == "unknown"
+    assert "container" in row["found"]
 
 
 def test_check_names_a_row_that_cannot_be_read(tool: Tool, tmp_path: Path) -> None:

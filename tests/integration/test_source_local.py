@@ -182,6 +182,8 @@ def test_no_version_or_two(local: Local, plain: Path, tmp_path: Path, name: str,
 def test_what_is_no_source(local: Local, plain: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="does not look like KWDB's source"):
         local(packed(plain / "kwbase", tmp_path / "V1.1.0.tar.gz"), version="V1.1.0")
+    (plain / "invalid").symlink_to("/non/existing/file")  # leads nowhere, as one in KWDB's vendor directory does
+    assert str((local(plain).path / "invalid").readlink()) == "/non/existing/file"
     (plain / "out").symlink_to("/etc")
     with pytest.raises(SourceError) as caught:
         local(plain)

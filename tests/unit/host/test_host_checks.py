@@ -46,12 +46,20 @@ def test_cpu_features_are_read_out_of_the_build_files() -> None:
     wanted = checks.wanted_cpu_flags({
         "kwbase/Makefile": "# -mavx512f in a comment\nsse := -msse3\n", "CMakeLists.txt": "add_compile_options(-msse4.2 -mcpu-x)\n"
     })
-    assert wanted == {"pni": "kwbase/Makefile:2", "sse4_2": "CMakeLists.txt:1"}
+    assert wanted == {"sse3": "kwbase/Makefile:2", "sse4.2": "CMakeLists.txt:1"}
     assert checks.check_cpu(facts(), wanted).verdict is Verdict.OK
     row = checks.check_cpu(facts(cpu_flags=frozenset({"pni"})), wanted)
-    assert (row.verdict, row.found) == (Verdict.FAIL, "missing: sse4_2")
+    assert (row.verdict, row.found) == (Verdict.FAIL, "missing: sse4.2")
     assert checks.check_cpu(facts(cpu_flags=None), wanted).verdict is Verdict.UNKNOWN
     assert checks.check_cpu(facts(architecture="aarch64"), wanted).verdict is Verdict.SKIP
+
+
+def test_the_compiler_and_the_kernel_name_features_differently() -> None:
+    """What KWDB's crypto++ and RocksDB are compiled with (V2.1.0 to V3.2.1), on a processor that has all of it."""
+    wanted = checks.wanted_cpu_flags({"kwbase/Makefile": "aes := -maes -mpclmul -mssse3\nsse := -msse3 -mbmi\n"})
+    flags = frozenset({"aes", "pclmulqdq", "ssse3", "pni", "bmi1"})
+    assert checks.check_cpu(facts(cpu_flags=flags), wanted).verdict is Verdict.OK
+    assert checks.check_cpu(facts(cpu_flags=flags - {"pclmulqdq"}), wanted).found == "missing: pclmul"
 
 
 def test_kernel_limits() -> None:

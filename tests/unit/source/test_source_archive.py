@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from kwdb_build.console import Progress
 from kwdb_build.errors import UnsafeArchiveError
 from kwdb_build.source.archive import Limits, is_archive_name, stem, unpack
-from kwdb_build.source.prepared import leads_out
+from kwdb_build.source.prepared import leads_out, links_out
 
 if sys.version_info >= (3, 14):
     from compression.zstd import compress
@@ -128,6 +128,15 @@ def test_a_file_through_a_link_of_the_same_archive(tmp_path: Path) -> None:
 def test_two_links_that_lead_out_together(tmp_path: Path) -> None:
     links = (entry("here", kind=tarfile.SYMTYPE, link="."), entry("there", kind=tarfile.SYMTYPE, link="here/.."))
     assert "leads out" in refused(tmp_path, tar(*links)).message
+
+
+def test_a_link_that_leads_nowhere_is_kept(tmp_path: Path) -> None:
+    """KWDB's vendor directory has one: without it no archive of a whole checkout could be built."""
+    archive = tmp_path / "source.tar"
+    archive.write_bytes(tar(*HONEST, entry("top/invalid", kind=tarfile.SYMTYPE, link="/non/existing/file")))
+    unpack(archive, tmp_path / "out", progress=Progress())
+    assert str((tmp_path / "out/top/invalid").readlink()) == "/non/existing/file"
+    assert list(links_out(tmp_path / "out")) == []
 
 
 def test_bombs(tmp_path: Path) -> None:
