@@ -20,7 +20,7 @@ from kwdb_build.build.key import build_key
 from kwdb_build.build.watch import Watch
 from kwdb_build.engine.base import Mount, RunSpec
 from kwdb_build.errors import BuildError
-from kwdb_build.files import human_bytes, require_space, walk_files
+from kwdb_build.files import human_bytes, require_space, tree_bytes
 from kwdb_build.model import to_json
 from kwdb_build.scratch import keep, scratch_directory
 from kwdb_build.source.inspect import copy_tree
@@ -182,8 +182,7 @@ class Bench:
 
     def require_room(self, store: ArtifactStore) -> None:
         """SpaceError when the copy, its objects or the result would not fit."""
-        tree_bytes = sum(path.lstat().st_size for path in walk_files(self.tree.path))
-        require_space(self.work_dir, self.recipe.needed_bytes(tree_bytes), "build")
+        require_space(self.work_dir, self.recipe.needed_bytes(tree_bytes(self.tree.path)), "build")
         require_space(store.root, _STORE_BYTES, "finished build")
 
     @contextlib.contextmanager

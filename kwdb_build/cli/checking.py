@@ -44,14 +44,14 @@ def check(
         rows = workshop.check(tree)
         console.update(summary(rows))
     with console.step(3, 3, "check this host"):
+        toolchain = workshop.toolchain(tree)
         deployment, unknown = running_server(Selector(pid=pid, store=store, listen=listen))
         on_host = examine_host(
-            tree, settings=settings, toolchain=workshop.toolchain(tree), artifact=workshop.find(tree), compiling=host,
+            tree, settings=settings, toolchain=toolchain, artifact=workshop.find(tree), compiling=host,
             deployment=deployment, unknown_server=unknown,
         )
         console.update(summary(on_host))
     rows += on_host
-    toolchain = workshop.toolchain(tree)
     if console.as_json:
         console.data({"toolchain": toolchain.name, "version": str(tree.version), "checks": rows})
     else:

@@ -70,13 +70,12 @@ def _running(
 
 def _machine(tree: SourceTree, settings: Settings, deployment: Deployment | None) -> list[CheckResult]:
     from kwdb_build.build import recipe
-    from kwdb_build.files import walk_files
+    from kwdb_build.files import tree_bytes
 
     facts = machine.machine_facts(home=settings.home)
     allowed = recipe.parse_size(settings.memory) or facts.memory_bytes
     jobs = settings.jobs or recipe.jobs_for(facts.cores, min(allowed, facts.memory_bytes))
-    tree_bytes = sum(path.lstat().st_size for path in walk_files(tree.path))
-    needed = recipe.recipe_for(tree.version).needed_bytes(tree_bytes)
+    needed = recipe.recipe_for(tree.version).needed_bytes(tree_bytes(tree.path))
     texts = {name: path.read_text(encoding="utf-8", errors="replace") for name in checks.CPU_FILES
              if (path := tree.path / name).is_file()}
     limits = deployment.start.limits if deployment is not None else {}
