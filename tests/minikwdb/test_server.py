@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -393,6 +394,24 @@ def test_secure_node(node: Node, tmp_path: Path) -> None:
             "sql", "-e", "SELECT 1 AS one", "--format=csv", f"--certs-dir={certs}", f"--host=127.0.0.1:{node.sql_port}"
         )
         assert ok.stdout == "one\n1\n", ok.stderr
+
+
+def test_a_unix_socket_beside_the_port_is_left_behind_by_a_kill_only(node: Node) -> None:
+    with tempfile.TemporaryDirectory(prefix="kw-") as short:  # a socket's path has room for 107 bytes
+        place = Path(short) / f".s.PGSQL.{node.sql_port}"
+        node.arguments = ("--insecure", f"--socket-dir={short}")
+        with running(node):
+            with psycopg.connect(host=short, port=node.sql_port, user="root", dbname="defaultdb") as connection:
+                assert connection.execute("SELECT 1").fetchone() == (1,)
+            node.stop()
+            assert not place.exists()
+        with running(node):
+            node.stop(signal.SIGKILL)
+        assert place.is_socket()
+        node.start(wait=False)
+        assert node.process is not None
+        _, err = node.process.communicate(timeout=20)
+        assert "address already in use" in err
 
 
 def test_start_waits_for_init(node: Node) -> None:

@@ -8,11 +8,11 @@ import (
 )
 
 /*
-#include <stdio.h>
+#define TEXT_OF(number) #number
+#define TEXT(number) TEXT_OF(number)
+// A constant: every connection asks, at the same time as others.
 static const char *compiler(void) {
-	static char text[64];
-	snprintf(text, sizeof text, "gcc %d.%d.%d", __GNUC__, __GNUC_MINOR__, __GNUC_PATCHLEVEL__);
-	return text;
+	return "gcc " TEXT(__GNUC__) "." TEXT(__GNUC_MINOR__) "." TEXT(__GNUC_PATCHLEVEL__);
 }
 */
 import "C"

@@ -25,6 +25,7 @@ func serverFlags(f *flagset.Set) {
 	f.Add("listening-url-file", "", "string", "", "file that receives the connection URL once the server is ready")
 	f.Add("log-dir", "", "string", "", "directory of the log files")
 	f.Add("pid-file", "", "string", "", "file that receives the process id once the server is ready")
+	f.Add("socket-dir", "", "string", os.Getenv("KWBASE_SOCKET_DIR"), "directory of a Unix socket for clients")
 	f.Add("store", "s", "strings", "kwbase-data", "the file path to a storage device")
 	for _, name := range []string{"experimental-dns-srv", "external-io-disable-http", "external-io-disable-implicit-credentials",
 		"unencrypted-localhost-http", "upgrade-complete", "use-raft-store"} {
@@ -32,7 +33,7 @@ func serverFlags(f *flagset.Set) {
 	}
 	for _, name := range []string{"attrs", "brpc-addr", "buffer-pool-size", "cache", "cert-principal-map", "cgroup-user", "clock-device",
 		"external-io-dir", "extra-startup-item", "import-filename", "import-password", "import-path", "locality", "log-dir-max-size",
-		"log-file-max-size", "log-file-verbosity", "max-disk-temp-storage", "max-sql-memory", "restful-port", "restful-timeout", "socket-dir",
+		"log-file-max-size", "log-file-verbosity", "max-disk-temp-storage", "max-sql-memory", "restful-port", "restful-timeout",
 		"sql-addr", "sql-audit-dir", "storage-engine", "task-queue-size", "temp-dir", "thread-pool-size", "ts-store"} {
 		f.Add(name, "", "string", "", "accepted as KWDB does")
 	}
@@ -84,7 +85,7 @@ func runServer(name string) func(string, *flagset.Set) error {
 		}
 		cfg := server.Config{Command: name, Binary: binary, ListenAddr: f.Get("listen-addr"), HTTPAddr: f.Get("http-addr"),
 			Insecure: f.Bool("insecure"), CertsDir: os.ExpandEnv(f.Get("certs-dir")), PIDFile: f.Get("pid-file"),
-			URLFile: f.Get("listening-url-file"), LogDir: f.Get("log-dir"), Background: os.Getenv(backgroundMark) != ""}
+			URLFile: f.Get("listening-url-file"), LogDir: f.Get("log-dir"), SocketDir: f.Get("socket-dir"), Background: os.Getenv(backgroundMark) != ""}
 		if name != "start-single-node" {
 			if cfg.BRPCAddr = f.Get("brpc-addr"); cfg.BRPCAddr == "" {
 				return errors.New("--brpc-addr's port not specified")

@@ -29,6 +29,7 @@ type Config struct {
 	ListenAddr, HTTPAddr, BRPCAddr     string
 	Insecure                           bool
 	CertsDir, PIDFile, URLFile, LogDir string
+	SocketDir                          string
 	Background                         bool
 }
 
@@ -59,6 +60,7 @@ type Server struct {
 	tls        *tls.Config
 
 	sqlListener, httpListener net.Listener
+	unixListener              net.Listener // nil without --socket-dir
 	serving                   chan struct{} // closed when SQL may run
 	initialized               chan struct{} // closed by `init`, or at once
 	engineOpen                chan struct{}
@@ -165,9 +167,9 @@ func (s *Server) Run() error {
 		Draining: func() bool { return s.notReady() == shuttingDown },
 		Drain:    s.drainOnly, Quit: func() { go s.Stop(quitHoldTime) }}
 	wire := &pgserver.Server{Path: s.store.DataPath(), Node: s.node, TLS: s.tls, Init: s.init}
-	go s.accept(wire)
+	go s.accept(s.sqlListener, wire)
 	notifyReady()
-	if err := s.bootstrap(); err != nil {
+	if err := s.bootstrap(wire); err != nil {
 		return err
 	}
 	<-s.stopped
@@ -176,7 +178,7 @@ func (s *Server) Run() error {
 
 var errInterrupted = errors.New("interrupted")
 
-func (s *Server) bootstrap() error {
+func (s *Server) bootstrap(wire *pgserver.Server) error {
 	if s.store.New && s.cfg.Command != "start-single-node" {
 		fmt.Println("INFO: initial startup completed.")
 		fmt.Println("Node will now attempt to join a running cluster, or wait for `kwbase init`.")
@@ -208,6 +210,9 @@ func (s *Server) bootstrap() error {
 	}
 	if s.faults.has("hang-before-ready") {
 		return nil
+	}
+	if err := s.listenUnix(wire); err != nil {
+		return err
 	}
 	close(s.serving)
 	// While the node comes up, KWDB gives this wrong word for a moment.
@@ -262,9 +267,27 @@ func (s *Server) init() error {
 	}
 }
 
-func (s *Server) accept(wire *pgserver.Server) {
+// listenUnix opens the local socket when SQL is about to be served. As with KWDB one that a killed server has left is in
+// the way.
+func (s *Server) listenUnix(wire *pgserver.Server) (err error) {
+	if s.cfg.SocketDir == "" {
+		return nil
+	}
+	_, port, _ := net.SplitHostPort(s.sqlListener.Addr().String())
+	listener, err := net.Listen("unix", filepath.Join(s.cfg.SocketDir, ".s.PGSQL."+port))
+	if err != nil {
+		return err
+	}
+	s.mutex.Lock()
+	s.unixListener = listener
+	s.mutex.Unlock()
+	go s.accept(listener, wire)
+	return nil
+}
+
+func (s *Server) accept(listener net.Listener, wire *pgserver.Server) {
 	for {
-		raw, err := s.sqlListener.Accept()
+		raw, err := listener.Accept()
 		if err != nil {
 			return
 		}

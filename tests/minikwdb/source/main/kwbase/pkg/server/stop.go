@@ -57,6 +57,9 @@ func (s *Server) Stop(hold time.Duration) {
 		_ = s.httpListener.Close()
 		time.Sleep(drainTime + s.faults["slow-drain"])
 		s.mutex.Lock()
+		if s.unixListener != nil {
+			_ = s.unixListener.Close()
+		}
 		for conn := range s.conns {
 			_ = conn.Close()
 		}
