@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 TAIL_LINES = 30
 _END_GRACE_S = 5.0
 _PIECE = 1 << 16
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,23 +332,26 @@ def on_terminal(argv: Sequence[str], *, env: Mapping[str, str], fds: Sequence[in
         raise CommandError(f"cannot run {argv[0]}: {error.strerror}", context=quote(argv)) from error
 
 
-def run_logged(argv: Sequence[str], *, log: Path, timeout_s: float) -> None:
+def run_logged(argv: Sequence[str], *, log: Path, timeout_s: float) -> str:
     """Run a command that may leave a server behind: its outputs are the log file itself, and no pipe of ours.
 
-    A pipe would end with us and take along the server that inherited it. Errors: CommandError, with the last lines of
-    the log, when it is missing, fails, or does not end in time (then it is ended).
+    A pipe would end with us and take along the server that inherited it. Returns why there is no log ('': there is):
+    a full or lost disk of ours must not keep a server down. Errors: CommandError, with the last lines of the log, when
+    it is missing, fails, or does not end in time (then it is ended).
     """
-    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as sink:
-        begin = sink.tell()
-        sink.write(f"$ {quote(argv)}\n".encode(errors="surrogateescape"))
-        sink.flush()
-        try:
-            process = subprocess.Popen(
-                list(argv), stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True
-            )
-        except OSError as error:
-            raise CommandError(f"cannot run {argv[0]}: {error.strerror}", context=quote(argv), log=log) from error
+    why, begin = "", 0
+    try:
+        begin = _begin_log(log, argv)
+        fd = os.open(log, _APPEND)
+    except OSError as error:
+        why = f"{log}: {error.strerror}"
+        fd = os.open(os.devnull, _APPEND)
+    try:
+        process = subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, stdout=fd, stderr=fd, start_new_session=True)
+    except OSError as error:
+        raise CommandError(f"cannot run {argv[0]}: {error.strerror}", context=quote(argv), log=log) from error
+    finally:
+        os.close(fd)
     try:
         code = process.wait(timeout_s)
     except subprocess.TimeoutExpired as error:
@@ -359,8 +363,19 @@ def run_logged(argv: Sequence[str], *, log: Path, timeout_s: float) -> None:
         end_group(process)
         raise
     if code != 0:
-        with log.open("rb") as stream:
-            stream.seek(begin)
-            said = stream.read().decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
+        said = f"what it said is lost: {why}"
+        if not why:
+            with contextlib.suppress(OSError), log.open("rb") as stream:
+                stream.seek(begin)
+                said = "\n".join(stream.read().decode("utf-8", "replace").splitlines()[-TAIL_LINES:])
         done = Completed(argv=tuple(argv), returncode=code, stdout="", stderr="")
-        raise CommandError(describe(done), context="\n".join(said), log=log)
+        raise CommandError(describe(done), context=said, log=log)
+    return why
+
+
+def _begin_log(log: Path, argv: Sequence[str]) -> int:
+    """Write the command to its log, and return where what follows begins. OSError when it cannot be written."""
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with os.fdopen(os.open(log, _APPEND | os.O_CREAT, 0o600), "ab") as stream:
+        stream.write(f"$ {quote(argv)}\n".encode(errors="surrogateescape"))
+        return stream.tell()

@@ -93,7 +93,8 @@ class Script:
         def tell(watch: proc.Watch) -> None:
             progress.update(f"running {shlex.join(self.commands.stop)}")
             try:
-                self._run_stop(timeout_s)
+                if why := self._run_stop(timeout_s):
+                    progress.note(f"  the stop command has no log: {why}")
             except StopCommandError:
                 if server.pid == self.deployment.pid:
                     raise
@@ -111,10 +112,10 @@ class Script:
             with contextlib.suppress(StopCommandError):  # there may be nothing to stop
                 self._run_stop(_KEEP_DOWN_S)
 
-    def _run_stop(self, timeout_s: float) -> None:
+    def _run_stop(self, timeout_s: float) -> str:
         log = self.commands.log_dir / _STOP_LOG
         try:
-            command.run_logged(self.commands.stop, log=log, timeout_s=timeout_s)
+            return command.run_logged(self.commands.stop, log=log, timeout_s=timeout_s)
         except command.CommandError as error:
             raise StopCommandError(
                 f"the stop command failed: {error.message}", context=error.context, log=log,
@@ -138,7 +139,7 @@ class Script:
             on_launch(0)
         began_at, began = time.time(), time.monotonic()
         try:
-            command.run_logged(self.commands.start, log=log, timeout_s=self.commands.start_timeout_s)
+            why = command.run_logged(self.commands.start, log=log, timeout_s=self.commands.start_timeout_s)
         except command.CommandError as error:
             raise StartError(
                 f"the start command failed: {error.message}", context=error.context, log=log,
@@ -147,6 +148,7 @@ class Script:
         return ScriptStarted(
             launched=0, background=False, began_at=began_at, began=began, stdout_log=None, stderr_log=None, mark=mark,
             stores=tuple(store.path for store in self.deployment.stores),
+            notes=(f"the start command has no log: {why}",) if why else (),
         )
 
     def release(self) -> None:

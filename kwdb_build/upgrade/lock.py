@@ -39,7 +39,8 @@ def hold_home(home: Path, what: str) -> Iterator[None]:
         write_json(holder, {"pid": os.getpid(), "what": what, "since": time.strftime("%Y-%m-%d %H:%M:%S %z")})
         yield
     finally:
-        holder.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a lost disk must not hide how it ended
+            holder.unlink(missing_ok=True)
         lock.release()
 
 

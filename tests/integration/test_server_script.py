@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -137,4 +138,22 @@ def test_a_start_command_that_does_not_end_is_ended(supervised: Supervised, tmp_
     )
     assert answer.code == ExitCode.ROLLED_BACK, answer.err
     assert "did not end within 4 s" in answer.err
+    assert server.counts() == ROWS
+
+
+def test_no_place_for_logs_while_the_server_is_down(supervised: Supervised) -> None:
+    server, tool = supervised.instance, supervised.tool
+    running = tool.begin(
+        "upgrade", "V1.1.0", "--store", str(server.store), "-y", "--stop-cmd", supervised.stop, "--start-cmd",
+        supervised.start, KWDB_BUILD_FAILPOINT="switch:hold",
+    )
+    tool.await_intent("switch")
+    shutil.rmtree(tool.home)
+    tool.home.touch()  # else the logs get a new one
+    _, err = running.communicate(timeout=120)
+    assert running.returncode == ExitCode.ROLLBACK_FAILED, err
+    assert "Traceback" not in err
+    assert err.count("the start command has no log") == 1
+    assert "V1.0.0 was started again and runs" in err
+    assert "V1.0.0" in server.value("SELECT version()")
     assert server.counts() == ROWS

@@ -63,3 +63,16 @@ def test_stdin_is_closed_and_environment_is_exact() -> None:
     code = "import os, sys; print(sys.stdin.read() == '', sorted(os.environ) == ['LC_CTYPE', 'ONLY'] or sorted(os.environ))"
     assert python(code, env={"ONLY": "1"}).stdout.split()[0] == "True"
     assert "ONLY" not in os.environ
+
+
+def test_a_log_that_cannot_be_written_keeps_no_command_from_running(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert command.run_logged(["echo", "said"], log=log, timeout_s=60) == ""
+    assert log.read_text(encoding="utf-8") == "$ echo said\nsaid\n"
+    for lost in (log / "below a file", Path("/dev/full")):
+        done = tmp_path / lost.name
+        assert str(lost) in command.run_logged(["sh", "-ec", 'echo said; touch "$0"', str(done)], log=lost, timeout_s=60)
+        assert done.exists()
+    with pytest.raises(command.CommandError, match="exit code 3") as caught:
+        command.run_logged(["sh", "-c", "exit 3"], log=log / "below a file", timeout_s=60)
+    assert "lost" in caught.value.context
