@@ -54,6 +54,12 @@ _COMMANDS = (
     click.option("--stop-cmd", metavar="COMMAND", help="Stop the server by this command (no shell), and wait for it."),
     click.option("--start-cmd", metavar="COMMAND", help="Start it by this command, which must end when that is begun."),
 )
+_WAITS = (
+    click.option("--stop-timeout", "stop_timeout_s", type=float, metavar="S", help="How long the server may drain."),
+    click.option("--force-stop-after", "force_stop_after_s", type=float, metavar="S",
+                 help="Kill a server that drains longer (KWDB may lose rows by that; default: never)."),
+    click.option("--start-timeout", "start_timeout_s", type=float, metavar="S", help="How long a start may take."),
+)
 _BUILD = (
     click.option("--toolchain", help="Toolchain name or folder (default: the one that serves the fetched version)."),
     click.option("--engine", type=click.Choice(["docker", "podman", "sandbox"]),
@@ -115,6 +121,7 @@ plain_source = stack((*_SOURCE, *_ORIGIN))
 bundle_key = _BUNDLE[1]
 server = stack(_SERVER)
 commands = stack(_COMMANDS)
+waits = stack(_WAITS)
 building = stack(_BUILD)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kwdb_build.cli.options import building, commands, common, password, server, source, stack, verb
+from kwdb_build.cli.options import building, commands, common, password, server, source, stack, verb, waits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,12 +15,6 @@ if TYPE_CHECKING:
     from kwdb_build.config import Settings
     from kwdb_build.console import Console
 
-_WAITS = (
-    click.option("--stop-timeout", "stop_timeout_s", type=float, metavar="S", help="How long the server may drain."),
-    click.option("--force-stop-after", "force_stop_after_s", type=float, metavar="S",
-                 help="Kill a server that drains longer (an old KWDB may lose rows; default: never)."),
-    click.option("--start-timeout", "start_timeout_s", type=float, metavar="S", help="How long a start may take."),
-)
 _GATE = (
     click.option("--allow-same", is_flag=True, help="Allow a patched build of the version that runs."),
     click.option("--no-backup", is_flag=True, help="Make no backup: a rollback then has no data to go back to."),
@@ -29,12 +23,11 @@ _GATE = (
     click.option("--add-flag", "add_flags", multiple=True, metavar="--NAME=VALUE",
                  help="Start the new version with this flag as well. Repeatable."),
     click.option("--no-trial", is_flag=True, help="Do not try the new version on an empty store before the stop."),
-    *_WAITS,
+    waits,
 )
 
 
 _gate_options = stack(_GATE)
-_wait_options = stack(_WAITS)
 
 
 def _request(settings: Settings, ref: str, options: dict[str, Any], *, keep: bool) -> Any:
@@ -123,19 +116,22 @@ def _plan(console: Console, settings: Settings, ref: str, options: dict[str, Any
     return 0
 
 
+def _set(given: dict[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in given.items() if value is not None}
+
+
 @click.command()
 @click.argument("run", required=False)
-@_wait_options
+@waits
 @common
 @verb
 @password
-def resume(console: Console, settings: Settings, *, run: str | None, **waits: float | None) -> int:
+def resume(console: Console, settings: Settings, *, run: str | None, **given: float | None) -> int:
     """Go on with a run that was cut off (default: the newest), forwards or back."""
     from kwdb_build.cli import render
     from kwdb_build.upgrade import session
 
-    given = {name: value for name, value in waits.items() if value is not None}
-    result = session.resume(run, settings, console, overrides=given)
+    result = session.resume(run, settings, console, overrides=_set(given))
     render.result(console, result)
     return 0
 
@@ -143,10 +139,11 @@ def resume(console: Console, settings: Settings, *, run: str | None, **waits: fl
 @click.command()
 @click.argument("run", required=False)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask, also when data written since the upgrade is given up.")
+@waits
 @common
 @verb
 @password
-def rollback(console: Console, settings: Settings, *, run: str | None, yes: bool) -> int:
+def rollback(console: Console, settings: Settings, *, run: str | None, yes: bool, **given: float | None) -> int:
     """Take a run back (default: the newest): old binary, old libraries, old data.
 
     Exits 0 when the old version runs again and was verified.
@@ -158,7 +155,7 @@ def rollback(console: Console, settings: Settings, *, run: str | None, yes: bool
     if not yes and not sys.stdin.isatty():
         raise RefusedError("a rollback restarts a server and nobody is here to confirm it", hint="pass -y")
     try:
-        session.roll_back(run, settings, console, assume_yes=yes)
+        session.roll_back(run, settings, console, assume_yes=yes, overrides=_set(given))
     except RolledBackError as done:
         render.ended(console, settings, run)
         console.note(done.message.replace("not upgraded: ", ""), style="green")

@@ -55,6 +55,7 @@ class RunDirectory:
         self.trial = path / "trial.json"
         self.stopped = path / "stopped.json"
         self.launched = path / "launched.json"
+        self.told = path / "told.json"
         self.log_mark = path / "log-mark.json"
         self.started = path / "started.json"
         self.verified = path / "verify"

@@ -226,7 +226,11 @@ class Runner:
             else f"the upgrade failed and so did the way back, while {where}: {_words(error)}",
             context=f"first cause: {cause}" + _context_of(error),
             hint=f"mend what is named above, then `kwdb-build rollback {context.run.id}` goes on from there; the old "
-            f"files are in {context.run.replaced}, the data of before in {context.backup_dir}",
+            f"files are in {context.run.replaced}, " + (
+                "there is no backup (--no-backup): data that the old version cannot read needs the new one again, "
+                f"which is in {context.artifact.path}" if context.request.no_backup
+                else f"the data of before in {context.backup_dir}"
+            ),
             log=context.run.logs,
         )
         self._finish(Outcome.ROLLBACK_FAILED, out)

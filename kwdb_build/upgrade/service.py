@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kwdb_build.errors import KwdbBuildError, ServerNotFoundError, StartError
+from kwdb_build.errors import KwdbBuildError, NotStoppedError, ServerNotFoundError, StartError
 from kwdb_build.files import sha256_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from kwdb_build.data.replace import Replacement, ReplaceRecord
     from kwdb_build.model import Artifact, Deployment
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from kwdb_build.verify.runner import VerifyResult
 
 _FAILED_SERVER_STOP_S = 30.0
-_PORT_WAIT_S = 10.0
 _HEALTHY = 200
 _SOON_S = 60.0
 
@@ -84,10 +83,11 @@ def start_server(context: Context, *, label: str) -> Any:
     import time
 
     from kwdb_build.server import readiness
+    from kwdb_build.server.address import await_ports_free
     from kwdb_build.server.validate import lower_limits
     from kwdb_build.verify import logs
 
-    _await_free_ports(context)
+    await_ports_free((context.deployment.sql, context.deployment.http))
     deployment = context.renewed if label == "new" else context.deployment
     _note(context, context.run.log_mark, logs.mark_logs([server_log(context).parent]))
     started = context.supervisor.start(
@@ -106,9 +106,14 @@ def start_server(context: Context, *, label: str) -> Any:
          "began": started.began_at, "ready_s": ready.ready_s},
     )
     _compare(context, deployment, ready.pid)
-    for lower in lower_limits(deployment.start.limits, ready.pid):
-        context.console.note(f"  {lower}", style="yellow")
-    for note in started.notes:
+    try:
+        lower = lower_limits(deployment.start.limits, ready.pid)
+    except ServerNotFoundError as error:
+        raise StartError(
+            f"the server (pid {ready.pid}) died after it had answered", context=started.last_words(),
+            log=server_log(context),
+        ) from error
+    for note in (*lower, *started.notes):
         context.console.note(f"  {note}", style="yellow")
     return ready
 
@@ -149,21 +154,6 @@ def watcher(context: Context) -> Watcher | None:
             context.console.note(f"  no outside client measures the downtime: {error}", style="yellow")
     found: Watcher | None = context.held["watcher"]
     return found
-
-
-def _await_free_ports(context: Context) -> None:
-    """Give a port a short while to be given back; StartError then names who has it."""
-    from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
-
-    from kwdb_build.server.address import require_ports_free
-
-    deployment = context.deployment
-    for attempt in Retrying(
-        stop=stop_after_delay(_PORT_WAIT_S), wait=wait_fixed(0.2), retry=retry_if_exception_type(StartError),
-        reraise=True,
-    ):
-        with attempt:
-            require_ports_free((deployment.sql, deployment.http))
 
 
 def replacement_plan(deployment: Deployment, artifact: Artifact) -> tuple[Replacement, ...]:
@@ -231,20 +221,37 @@ def wrong_libraries(context: Context, pid: int) -> tuple[str, ...]:
     return tuple(problems)
 
 
-def end_failed_server(context: Context, pid: int) -> None:
-    """End the server that failed; it is given a short time to drain, then killed.
+def end_failed_server(context: Context, pid: int, *, ask: Callable[[], bool] | None) -> None:
+    """End the server that failed; only once, and for all processes of a run, is it told to.
 
-    Its data is replaced by the backup afterwards (what it wrote is set aside first), so that waiting for a server that
-    hangs would only lengthen the downtime.
+    With a backup it is given a short time to drain, then killed: its data is replaced afterwards (what it wrote is set
+    aside first), so that waiting for a server that hangs would only lengthen the downtime. Without one its data stays,
+    and a SIGKILL or a second SIGTERM can lose acknowledged rows: it is stopped as the old server was. Errors:
+    NotStoppedError.
     """
     import dataclasses
 
+    from kwdb_build.files import read_json
     from kwdb_build.server import proc
 
-    failed = dataclasses.replace(context.deployment, pid=pid, started_at=proc.start_time(pid))
-    context.supervisor.stop(
-        failed, timeout_s=_FAILED_SERVER_STOP_S + 30, force_after_s=_FAILED_SERVER_STOP_S, progress=context.console
-    )
+    began = proc.start_time(pid)
+    failed = dataclasses.replace(context.deployment, pid=pid, started_at=began)
+    note, known = {"pid": pid, "started_at": began}, context.run.told
+    told = known.exists() and read_json(known) == note
+    _note(context, known, note)
+    settings, stays = context.settings, context.request.no_backup
+    try:
+        context.supervisor.stop(
+            failed, timeout_s=settings.stop_timeout_s if stays else _FAILED_SERVER_STOP_S,
+            force_after_s=settings.force_stop_after_s if stays else _FAILED_SERVER_STOP_S,
+            progress=context.console, told_already=told, ask=ask if stays else None,
+        )
+    except NotStoppedError:
+        raise
+    except KwdbBuildError:  # it was not told: the next one must
+        if not told:
+            known.unlink(missing_ok=True)
+        raise
 
 
 def draining(context: Context) -> bool:

@@ -71,12 +71,15 @@ def resume(
         return runner.run()
 
 
-def roll_back(name: str | None, settings: Settings, console: Console, *, assume_yes: bool) -> None:
+def roll_back(
+    name: str | None, settings: Settings, console: Console, *, assume_yes: bool,
+    overrides: Mapping[str, Any] | None = None,
+) -> None:
     """Take a run back: one that was cut off, or one that was kept (then everything written since is lost).
 
     Always ends by raising: RolledBackError (the wished end), RollbackFailedError or NeedsResumeError.
     """
-    with _reopened(name, settings, console, what="rollback", closed_too=True) as context:
+    with _reopened(name, settings, console, what="rollback", closed_too=True, overrides=overrides) as context:
         kept = context.journal.done("keep")
         if not context.journal.started("stop"):
             raise RefusedError(

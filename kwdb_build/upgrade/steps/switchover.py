@@ -10,7 +10,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from kwdb_build.errors import BackupError, NotStoppedError, StartError, VerifyError
+from kwdb_build.errors import BackupError, StartError, VerifyError
 from kwdb_build.files import human_bytes, read_json
 from kwdb_build.server.supervisor import give_back
 from kwdb_build.upgrade import room, service
@@ -21,6 +21,7 @@ _FIRST_ANSWER_S = 5.0
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kwdb_build.server.stop import StopResult
     from kwdb_build.upgrade.context import Context
 
 
@@ -122,11 +123,7 @@ class Stop(Step):
             watcher.answered_after(0.0, wait_s=_FIRST_ANSWER_S)
         began = read_json(context.run.stopped)["began"] if draining else time.time()
         context.run.save(context.run.stopped, {"began": began})
-        settings = context.settings
-        result = supervisor.stop(
-            context.deployment, timeout_s=settings.stop_timeout_s, force_after_s=settings.force_stop_after_s,
-            progress=context.console, told_already=draining, ask=_ask_to_kill(context),
-        )
+        result = _stop_old(context, told_already=draining)
         context.run.save(context.run.stopped, {"began": began, "ended": time.time(), "forced": result.forced})
         words = "killed (as agreed)" if result.forced else "drained" if result.drained else "ended"
         context.console.update(f"{words} in {result.seconds:.1f} s")
@@ -135,13 +132,10 @@ class Stop(Step):
     def undo(self, context: Context) -> dict[str, Any]:
         """Start the old server again and wait until it answers, unless it never stopped."""
         if service.old_server_runs(context):
-            if service.draining(context):
-                raise NotStoppedError(
-                    f"pid {context.deployment.pid} is still draining and cannot be called back",
-                    hint="wait for its end, then `kwdb-build rollback` starts the old version again",
-                )
-            context.supervisor.release()
-            return {"still_running": context.deployment.pid}
+            if not service.draining(context):
+                context.supervisor.release()
+                return {"still_running": context.deployment.pid}
+            _stop_old(context, told_already=True)  # it cannot be called back: only its end and a start undo a drain
         running = service.running_pid(context)
         if running is None:
             ready = service.start_server(context, label="old")
@@ -151,12 +145,20 @@ class Stop(Step):
         return {"pid": running}
 
 
+def _stop_old(context: Context, *, told_already: bool) -> StopResult:
+    settings = context.settings
+    return context.supervisor.stop(
+        context.deployment, timeout_s=settings.stop_timeout_s, force_after_s=settings.force_stop_after_s,
+        progress=context.console, told_already=told_already, ask=_ask_to_kill(context),
+    )
+
+
 def _ask_to_kill(context: Context) -> Callable[[], bool] | None:
     """The question to a person who watches, None when nobody can answer. -y never means this."""
     if not sys.stdin.isatty():
         return None
     return lambda: context.console.confirm(
-        "The server still drains. Kill it? An old KWDB (V3.1.0) can lose acknowledged rows; "
+        "The server still drains. Kill it? KWDB (seen: V3.1.0) can lose acknowledged rows; "
         "No leaves it alone and ends this run, to be resumed later."
     )
 
@@ -265,7 +267,7 @@ class Start(Step):
         service.hold_again(context)
         pid = service.running_pid(context)
         if pid is not None:
-            service.end_failed_server(context, pid)
+            service.end_failed_server(context, pid, ask=_ask_to_kill(context))
         context.supervisor.keep_down()
         if context.request.no_backup:
             context.console.note(
