@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kwdb_build.cli.options import commands, common, password, verb
+from kwdb_build.cli.options import commands, common, password, verb, waits
 from kwdb_build.cli.options import server as server_options
 
 if TYPE_CHECKING:
@@ -147,16 +147,17 @@ def _facts(console: Console, deployment: Deployment, settings: Settings) -> None
 @click.option("--capture", "capture_file", type=click.Path(path_type=Path),
               help="A server that is down: start it from this file (of `capture -o`, or written by hand as .toml).")
 @commands
+@waits
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @common
 @verb
 @password
 def restart(console: Console, settings: Settings, *, pid: int | None, store: Path | None, listen: str | None,
-            capture_file: Path | None, yes: bool, **commands: str | None) -> int:
+            capture_file: Path | None, yes: bool, **others: Any) -> int:
     """Stop a running kwbase and start it with the same command; or start one that is down (--capture)."""
     from kwdb_build.upgrade import restart as restarting
 
-    del commands  # settings, by now
+    del others  # settings, by now
     if capture_file is None:
         result = restarting.restart(_captured(pid, store, listen), settings, console, assume_yes=yes)
     else:
@@ -175,15 +176,16 @@ def restart(console: Console, settings: Settings, *, pid: int | None, store: Pat
 
 
 def _from_file(path: Path, settings: Settings, console: Console, *, yes: bool) -> Restarted:
-    """Restart the captured server when it runs, start it when it is down."""
+    """Restart the captured server when it runs, start it when it is down or about to be."""
     from kwdb_build.server import capture as capturing
-    from kwdb_build.server import described, proc, saved
+    from kwdb_build.server import described, drain, proc, saved
     from kwdb_build.upgrade import restart as restarting
 
     known = described.load(path) if path.suffix == ".toml" else saved.load(path)
-    if known.pid and proc.is_alive(known.pid, known.started_at):
+    alive = known.pid and proc.is_alive(known.pid, known.started_at)
+    if alive and not drain.begun(known):
         return restarting.restart(capturing.capture(known.pid), settings, console, assume_yes=yes)
-    return restarting.start_stopped(known, settings, console, assume_yes=yes)
+    return restarting.start_stopped(known, settings, console, assume_yes=yes, draining=bool(alive))
 
 
 @click.command()

@@ -19,12 +19,13 @@ from kwdb_build.server import proc, startflags
 from kwdb_build.server.startflags import HostPort
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from pathlib import Path
 
     from kwdb_build.server.startflags import StartFlags
 
 _PROBE_TIMEOUT_S = 3.0
+_PORT_WAIT_S = 10.0
 _SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 """PostgreSQL's question whether the server speaks TLS; the answer is one letter."""
 
@@ -164,6 +165,18 @@ def port_free(address: Address) -> bool:
     return True
 
 
+def await_ports_free(addresses: Collection[Address | None]) -> None:
+    """Give a port a short while to be given back; StartError then names who has it."""
+    from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+    for attempt in Retrying(
+        stop=stop_after_delay(_PORT_WAIT_S), wait=wait_fixed(0.2), retry=retry_if_exception_type(StartError),
+        reraise=True,
+    ):
+        with attempt:
+            require_ports_free(addresses)
+
+
 def require_ports_free(addresses: Iterable[Address | None]) -> None:
     """StartError that names who holds a port that the server is about to need."""
     for address in addresses:
@@ -171,5 +184,5 @@ def require_ports_free(addresses: Iterable[Address | None]) -> None:
             holders = ", ".join(one.describe() for one in occupants(address.port)) or "a process that cannot be seen"
             raise StartError(
                 f"port {address.port} is taken by someone else", context=f"{address}: {holders}",
-                hint="end that process, then continue with `kwdb-build resume` or `kwdb-build rollback`",
+                hint="end that process",
             )

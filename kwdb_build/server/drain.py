@@ -11,7 +11,7 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-from kwdb_build.server import logs
+from kwdb_build.server import capture, logs, proc
 
 if TYPE_CHECKING:
     from kwdb_build.model import Deployment
@@ -39,6 +39,20 @@ class Drain:
             told = last_line(logs.since(self._moment))
             self._words = "; ".join(filter(None, [count_in_words(clients), told]))
         return self._words
+
+
+def begun(deployment: Deployment) -> bool:
+    """Whether a server has been told to stop, whoever did it, by its own log.
+
+    kwbase names the pid in the name of each log file; another process may have had it before.
+    """
+    directory = capture.log_directory(deployment)
+    since = time.time() - (proc.now() - deployment.started_at) - 1
+    for path in directory.glob(f"kwbase.*.{deployment.pid:06}.log") if directory else ():
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime >= since and logs.DRAINING in path.read_text(encoding="utf-8", errors="replace"):
+                return True
+    return False
 
 
 def connections(pid: int, port: int) -> int | None:

@@ -55,7 +55,7 @@ def wait_free(stores: Iterable[Path], timeout_s: float, progress: Progress) -> N
             lines = [f"{store}: held by {describe(pid)}" for store, pid in held.items()]
             raise NotStoppedError(
                 f"a store is still in use after {timeout_s:g} s", context="\n".join(lines),
-                hint="end that process, then continue with `kwdb-build resume` or `kwdb-build rollback`",
+                hint="end that process",
             )
         progress.update(f"waiting for the lock on {next(iter(held))}")
         time.sleep(_POLL_S)

@@ -110,7 +110,7 @@ def _not_stopped(pid: int, limit: float) -> NotStoppedError:
     return NotStoppedError(
         f"the server (pid {pid}) did not stop within {limit:g} s", context="SIGTERM was sent; it was not killed",
         hint="it may still drain and end by itself, and refuses clients meanwhile; only a restart undoes a drain. "
-        "When it has ended: `kwdb-build resume` or `kwdb-build rollback`. To allow killing: --force-stop-after",
+        "To allow killing: --force-stop-after",
     )
 
 

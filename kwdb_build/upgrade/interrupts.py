@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from kwdb_build.console import Console
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_BACK = (
+    "finishing this step, then going back to the old version "
+    "(once more: stop now and leave the rest to `kwdb-build resume` or `kwdb-build rollback`)"
+)
 
 
 class SecondInterruptError(BaseException):
@@ -20,14 +24,15 @@ class SecondInterruptError(BaseException):
 
 
 class Interrupts:
-    """Signal handlers for the length of a run.
+    """Signal handlers for the length of a run. meanwhile: what is said to the first signal that is only noted.
 
     While `immediate` is true (nothing has changed yet) the first signal ends the step at once. Later the first one is
     only noted, so that the runner goes to a safe point; the second one ends the tool, and the journal tells the rest.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, meanwhile: str = _BACK) -> None:
         self._console = console
+        self._meanwhile = meanwhile
         self._previous: dict[signal.Signals, object] = {}
         self.immediate = True
         self.asked = False
@@ -57,8 +62,4 @@ class Interrupts:
                 f"stopped by {name}: nothing was changed, the server was not touched",
                 hint="run the same command again: what was fetched and built is kept",
             )
-        self._console.note(
-            f"{name} received: finishing this step, then going back to the old version "
-            "(once more: stop now and leave the rest to `kwdb-build resume` or `kwdb-build rollback`)",
-            style="yellow",
-        )
+        self._console.note(f"{name} received: {self._meanwhile}", style="yellow")

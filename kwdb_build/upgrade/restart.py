@@ -7,22 +7,30 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kwdb_build.errors import RefusedError, StartError
+from kwdb_build.command import quote
+from kwdb_build.errors import InterruptedByUserError, KwdbBuildError, RefusedError, StartError
 from kwdb_build.model import Verdict
 from kwdb_build.sql import Login, Session, SqlError, identifier
 from kwdb_build.upgrade import gate
 from kwdb_build.upgrade.context import commands_of
+from kwdb_build.upgrade.interrupts import Interrupts, SecondInterruptError
 from kwdb_build.upgrade.lock import hold_home, hold_stores
 from kwdb_build.upgrade.session import require_no_open_run
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from kwdb_build.config import Settings
     from kwdb_build.console import Console
     from kwdb_build.model import Deployment
     from kwdb_build.server.readiness import Ready
+    from kwdb_build.server.stop import StopResult
+    from kwdb_build.server.supervisor import Supervisor
     from kwdb_build.server.watch import Watcher
 
 _FIRST_ANSWER_S = 5.0
+_TO_THE_END = "finishing the restart, as the server would stay down (once more: stop at once)"
 _WELL = "same process, node, addresses and libraries"
 
 
@@ -43,31 +51,34 @@ def restart(deployment: Deployment, settings: Settings, console: Console, *, ass
     """Stop and start; the capture is kept in a file first, so that a cut-off restart can be finished by hand."""
     from kwdb_build.files import private_directory
     from kwdb_build.server import readiness, saved, supervisor, watch
+    from kwdb_build.server.address import await_ports_free
 
     commands = commands_of(settings, settings.home / "logs")
     gate.require_supported_deployment(deployment, commands)
     _validate(deployment, settings, console, running=True)
-    _confirm(f"Restart pid {deployment.pid} ({deployment.version}, {deployment.sql})?", console, assume_yes=assume_yes)
+    who = f"pid {deployment.pid}"
+    _confirm(f"Restart {who} ({deployment.version}, {deployment.sql})?", console, assume_yes=assume_yes)
     stores = tuple(store.path for store in deployment.stores)
     logs = private_directory(settings.home / "logs")
     login = login_of(deployment, settings)
-    with hold_home(settings.home, f"restart of pid {deployment.pid}"), hold_stores(stores), watch.begin(login) as seen:
+    kept = settings.home / "last-restart.json"
+    with (
+        Interrupts(console, meanwhile=_TO_THE_END) as interrupts, hold_home(settings.home, f"restart of {who}"),
+        hold_stores(stores), _way_out(kept, deployment, interrupts), watch.begin(login) as seen,
+    ):
         require_no_open_run(settings)
-        saved.save(deployment, settings.home / "last-restart.json")
+        saved.save(deployment, kept)
         identity = readiness.identity(login)
         series = _a_series(login)
         keeper = supervisor.of(deployment, commands)
-        keeper.prepare()
-        seen.answered_after(0.0, wait_s=_FIRST_ANSWER_S)
-        began = time.time()
-        with console.step(1, 3, "stop"):
-            stopped = keeper.stop(
-                deployment, timeout_s=settings.stop_timeout_s, force_after_s=settings.force_stop_after_s,
-                progress=console,
-            )
-            console.update(f"{'drained' if stopped.drained else 'ended'} in {stopped.seconds:.1f} s")
         try:
+            keeper.prepare()
+            seen.answered_after(0.0, wait_s=_FIRST_ANSWER_S)
+            interrupts.immediate = False
+            began = time.time()
+            stopped = _stop(1, 3, keeper, deployment, settings, console)
             with console.step(2, 3, "start"):
+                await_ports_free((deployment.sql, deployment.http))
                 started = keeper.start(deployment, log_dir=logs)
                 ready = readiness.wait_ready(
                     deployment=deployment, started=started, login=login, expect=identity,
@@ -78,21 +89,67 @@ def restart(deployment: Deployment, settings: Settings, console: Console, *, ass
             with console.step(3, 3, "look again"):
                 _look_again(deployment, ready, login, settings, series=series)
                 console.update(_WELL)
-        finally:  # but not while it drains: its unit would get its old stop timeout back, and be killed
+        finally:
             supervisor.give_back(keeper, console)
         for note in started.notes:
             console.note(f"  {note}", style="yellow")
     return result
 
 
-def start_stopped(deployment: Deployment, settings: Settings, console: Console, *, assume_yes: bool) -> Restarted:
-    """Start a server that is down from an earlier capture, and make sure that it came up on its old store."""
+def _stop(
+    number: int, total: int, keeper: Supervisor, deployment: Deployment, settings: Settings, console: Console, *,
+    told_already: bool = False,
+) -> StopResult:
+    with console.step(number, total, "wait for the end of its drain" if told_already else "stop"):
+        stopped = keeper.stop(
+            deployment, timeout_s=settings.stop_timeout_s, force_after_s=settings.force_stop_after_s,
+            progress=console, told_already=told_already,
+        )
+        console.update(f"{'drained' if stopped.drained else 'ended'} in {stopped.seconds:.1f} s")
+    return stopped
+
+
+@contextlib.contextmanager
+def _way_out(capture: Path, deployment: Deployment, interrupts: Interrupts) -> Iterator[None]:
+    """Whatever goes wrong once the server was told to stop ends with the command that brings it up."""
+    from kwdb_build.server import locks
+
+    try:
+        yield
+    except (Exception, SecondInterruptError) as error:
+        if interrupts.immediate:
+            raise
+        if isinstance(error, KwdbBuildError):
+            told = error
+        elif isinstance(error, SecondInterruptError):
+            told = InterruptedByUserError(f"stopped at once by a second {error}, in the middle of a restart")
+        else:
+            told = KwdbBuildError(f"the restart failed: {type(error).__name__}: {error}")
+        held = locks.holders(store.path for store in deployment.stores)
+        pid = next(iter(held.values()), None)
+        asks = "" if pid == deployment.pid else f" (`kill -TERM {pid}`, once, asks it to)"
+        state = "the server is down" if pid is None else f"pid {pid} has the store open; when it has ended{asks}"
+        again = quote(["kwdb-build", "restart", "--capture", str(capture)])
+        told.hint = "; ".join(filter(None, [
+            told.hint, f"{state}: `{again}`, with the other options of this call, starts the server again",
+        ]))
+        raise told from error
+
+
+def start_stopped(
+    deployment: Deployment, settings: Settings, console: Console, *, assume_yes: bool, draining: bool = False
+) -> Restarted:
+    """Start a server that is down from an earlier capture, and make sure that it came up on its old store.
+
+    draining: it was told to stop and is about to be down.
+    """
     from kwdb_build.files import private_directory
     from kwdb_build.server import locks, logs, readiness, supervisor
     from kwdb_build.server.address import require_ports_free
 
     stores = tuple(store.path for store in deployment.stores)
-    if held := locks.holders(stores):
+    held = {store: pid for store, pid in locks.holders(stores).items() if not draining or pid != deployment.pid}
+    if held:
         store, pid = next(iter(held.items()))
         raise RefusedError(
             f"the store {store} is in use by {locks.describe(pid)}", hint="it runs already: leave out --capture"
@@ -102,13 +159,17 @@ def start_stopped(deployment: Deployment, settings: Settings, console: Console, 
     _validate(deployment, settings, console, running=False)
     _confirm(f"Start {deployment.version} on {stores[0]} ({deployment.sql})?", console, assume_yes=assume_yes)
     login = login_of(deployment, settings)
-    with hold_home(settings.home, f"start on {stores[0]}"), hold_stores(stores):
+    total = 3 if draining else 2
+    with hold_home(settings.home, f"start on {stores[0]}"), hold_stores(stores), contextlib.ExitStack() as stack:
         require_no_open_run(settings)
+        keeper = supervisor.of(deployment, commands)
+        stack.callback(supervisor.give_back, keeper, console)
+        if draining:
+            keeper.prepare()
+            _stop(1, 3, keeper, deployment, settings, console, told_already=True)
         require_ports_free((deployment.sql, deployment.http))
-        with console.step(1, 2, "start"):
-            started = supervisor.of(deployment, commands).start(
-                deployment, log_dir=private_directory(settings.home / "logs")
-            )
+        with console.step(total - 1, total, "start"):
+            started = keeper.start(deployment, log_dir=private_directory(settings.home / "logs"))
             ready = readiness.wait_ready(
                 deployment=deployment, started=started, login=login, expect=None,
                 timeout_s=settings.start_timeout_s, progress=console,
@@ -119,7 +180,7 @@ def start_stopped(deployment: Deployment, settings: Settings, console: Console, 
                     hint="is a file system not mounted? It runs on; stop it before it is taken for the real one",
                 )
             console.update(f"pid {ready.pid} answers SQL after {ready.sql_s:.1f} s")
-        with console.step(2, 2, "look again"):
+        with console.step(total, total, "look again"):
             series = ""
             with contextlib.suppress(SqlError):  # it may have died already: the second look says so in better words
                 series = _a_series(login)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -15,9 +18,9 @@ import pytest
 from kwdb_build import sql
 from kwdb_build.errors import ExitCode
 from kwdb_build.model import Address
-from kwdb_build.server import proc, watch
+from kwdb_build.server import logs, proc, watch
 from tests.integration.serverbox import PATIENCE_S, surroundings
-from tests.integration.tool import Tool
+from tests.integration.tool import Answer, Tool
 from tests.minikwdb.instance import ORDERS, READINGS, Instance
 
 MakeServer = Callable[..., Instance]
@@ -161,6 +164,75 @@ def test_a_store_that_is_not_mounted_is_no_success(tool: Tool, make_server: Make
     assert "not on its old store" in empty.err
     server.kill()
     (tmp_path / "elsewhere").rename(tmp_path / "back")
+
+
+def hinted(answer: Answer) -> list[str]:
+    """The words after `kwdb-build` of the command that a failed restart names."""
+    found = re.search(r"`kwdb-build (restart --capture .+?)`", answer.err)
+    assert found, answer.err
+    return shlex.split(found[1])
+
+
+def log_has(server: Instance, pid: int, words: str) -> bool:
+    """Whether one process has written this into its own log."""
+    return any(words in path.read_text() for path in (server.store / "logs").glob(f"kwbase.*.{pid:06}.log"))
+
+
+def test_a_restart_that_fails_names_the_command_that_works(tool: Tool, make_server: MakeServer) -> None:
+    server = make_server("V1.0.0", environment={"MINIKWDB_FAULT": "slow-drain:1"}, name="it's \"odd\" 目录")
+    pid = server.pid()
+    assert pid is not None
+    running = tool.begin("restart", "--store", str(server.store), "-y", **SETTLE)
+    until(lambda: log_has(server, pid, logs.DRAINING))
+    with socket.create_server(("127.0.0.1", server.sql_port)):
+        _, err = running.communicate(timeout=120)
+    assert running.returncode == ExitCode.START, err
+    assert f"pid {os.getpid()}" in err, "it names who took the port"
+    assert "the server is down" in err
+    assert "rollback" not in err
+    verb, *words = hinted(Answer(code=0, out="", err=err))
+    assert tool(verb, *words, "-y", **SETTLE).code == ExitCode.OK
+    assert server.counts() == ROWS
+
+
+def test_a_restart_that_gave_up_waiting_is_finished_without_a_second_signal(
+    tool: Tool, make_server: MakeServer
+) -> None:
+    server = make_server("V1.0.0", environment={"MINIKWDB_FAULT": "slow-drain:5"})
+    pid = server.pid()
+    assert pid is not None
+    answer = tool("restart", "--store", str(server.store), "-y", "--stop-timeout", "1")
+    assert answer.code == ExitCode.NOT_STOPPED, answer.err
+    assert proc.read_stat(pid) is not None
+    verb, *words = hinted(answer)
+    again = tool(verb, *words, "-y", **SETTLE)
+    assert again.code == ExitCode.OK, again.err
+    assert "wait for the end of its drain" in again.err
+    assert log_has(server, pid, logs.DRAINED), "a second SIGTERM ends it at once"
+    assert server.pid() not in {pid, None}
+    assert server.counts() == ROWS
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_in_the_middle_of_a_restart(tool: Tool, make_server: MakeServer, times: int) -> None:
+    server = make_server("V1.0.0", environment={"MINIKWDB_FAULT": "slow-drain:2"})
+    pid = server.pid()
+    assert pid is not None
+    running = tool.begin("restart", "--store", str(server.store), "-y", **SETTLE)
+    until(lambda: log_has(server, pid, logs.DRAINING))
+    for _ in range(times):
+        os.killpg(running.pid, signal.SIGINT)
+        time.sleep(0.3)
+    _, err = running.communicate(timeout=120)
+    if times == 1:
+        assert running.returncode == ExitCode.OK, err
+        assert "finishing the restart" in err
+    else:
+        assert running.returncode == ExitCode.INTERRUPTED, err
+        verb, *words = hinted(Answer(code=0, out="", err=err))
+        assert tool(verb, *words, "-y", **SETTLE).code == ExitCode.OK
+    assert log_has(server, pid, logs.DRAINED)
+    assert server.counts() == ROWS
 
 
 def test_a_port_that_somebody_else_took(tool: Tool, make_server: MakeServer, tmp_path: Path) -> None:
