@@ -247,6 +247,17 @@ def _ask(connection: http.client.HTTPConnection) -> Health:
         return Health(status=answer.status, text=f"HTTP {answer.status} {body}")
 
 
+def serves(deployment: Deployment) -> bool:
+    """Whether a server takes clients just now: it is not draining. By its health page, by SQL where it has none."""
+    if deployment.http is not None:
+        return health(deployment).status == OK
+    with contextlib.suppress(sql.SqlError), sql.Session(
+        sql.Login(address=deployment.sql, certs_dir=deployment.certs_dir), connect_timeout_s=2, statement_timeout_s=5
+    ) as session:
+        return bool(session.value("SELECT 1") == 1)
+    return False
+
+
 def identity(login: sql.Login) -> NodeIdentity:
     """Cluster and node id as the server itself says by SQL. Errors: sql.SqlError.
 

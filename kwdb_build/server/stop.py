@@ -45,15 +45,15 @@ def stop(
     ask: Callable[[], bool] | None = None,
     told_already: bool = False,
     tell: Callable[[proc.Watch], None] | None = None,
-    kill: Callable[[proc.Watch], None] | None = None,
+    nudge: Callable[[proc.Watch], None] | None = None,
 ) -> StopResult:
     """SIGTERM, then wait for the end of the process and for the lock of every store.
 
     A drain may take without end, so the wait is bounded: after force_after_s (when > 0) the server is killed, as was
     agreed; else after timeout_s `ask` decides, and without one it is left alone. A server that has ended already is
     no error. told_already: SIGTERM was sent by an earlier call; kwbase takes a second one as an order to stop hard,
-    which can lose acknowledged rows, so only the waiting is done. tell, kill: how the process is asked to stop and
-    how it is killed, by a signal of ours when not given. Errors: NotStoppedError, AccessError.
+    which can lose acknowledged rows, so only the waiting is done. tell: how the process is asked to stop, by a signal
+    of ours when not given; nudge: called over and over while it is waited for. Errors: NotStoppedError, AccessError.
     """
     began = time.monotonic()
     stores = tuple(store.path for store in deployment.stores)
@@ -66,7 +66,7 @@ def stop(
                 (tell or _terminate)(watch)
             progress.update("asked the server to drain and stop")
             forced = _await_end(watch, began, timeout_s=timeout_s, force_after_s=force_after_s,
-                                progress=progress, ask=ask, kill=kill or _kill, drain=Drain(deployment, moment))
+                                progress=progress, ask=ask, nudge=nudge, drain=Drain(deployment, moment))
             _collect(deployment.pid)
     locks.wait_free(stores, _LOCK_GRACE_S, progress)
     drained = logs.DRAINED in logs.since(moment)
@@ -77,12 +77,8 @@ def _terminate(watch: proc.Watch) -> None:
     watch.send(signal.SIGTERM)
 
 
-def _kill(watch: proc.Watch) -> None:
-    watch.send(signal.SIGKILL)
-
-
 def _await_end(watch: proc.Watch, began: float, *, timeout_s: float, force_after_s: float, progress: Progress,
-               ask: Callable[[], bool] | None, kill: Callable[[proc.Watch], None], drain: Drain) -> bool:
+               ask: Callable[[], bool] | None, nudge: Callable[[proc.Watch], None] | None, drain: Drain) -> bool:
     """Wait within the agreed bounds; True when it had to be killed."""
     limit = force_after_s if force_after_s > 0 else timeout_s
     while True:
@@ -91,13 +87,15 @@ def _await_end(watch: proc.Watch, began: float, *, timeout_s: float, force_after
             return False
         if elapsed >= limit:
             break
+        if nudge is not None:
+            nudge(watch)
         progress.update("; ".join(filter(None, [f"draining (at most {limit:.0f} s)", drain.words()])))
     if force_after_s <= 0 and (ask is None or not ask()):
         raise _not_stopped(watch.pid, limit)
     if watch.wait(0):
         return False
     progress.note(f"the server (pid {watch.pid}) did not stop within {limit:g} s: killing it, as agreed")
-    kill(watch)
+    watch.send(signal.SIGKILL)
     if not watch.wait(_AFTER_KILL_S):
         raise NotStoppedError(
             f"process {watch.pid} did not end even when killed", context="it hangs in the kernel (a disk, NFS?)",
@@ -108,7 +106,7 @@ def _await_end(watch: proc.Watch, began: float, *, timeout_s: float, force_after
 
 def _not_stopped(pid: int, limit: float) -> NotStoppedError:
     return NotStoppedError(
-        f"the server (pid {pid}) did not stop within {limit:g} s", context="SIGTERM was sent; it was not killed",
+        f"the server (pid {pid}) did not stop within {limit:g} s", context="it was asked to stop and was not killed",
         hint="it may still drain and end by itself, and refuses clients meanwhile; only a restart undoes a drain. "
         "To allow killing: --force-stop-after",
     )

@@ -7,7 +7,7 @@ a reboot, removed by release()) keeps systemd from doing three things that would
 - signalling twice: KWDB's own unit has `ExecStop=/bin/kill $MAINPID`, after which systemd sends SIGTERM once more at
   once, and kwbase takes the second one as an order to stop hard, which can lose acknowledged rows. A plain kill is left
   out, as systemd does the same by itself; after any other command systemd sends a signal that means nothing to kwbase,
-  and SIGTERM follows only when the server has not begun to drain;
+  and SIGTERM follows only when the server goes on serving;
 - starting a server while files and data are being exchanged: Restart=, a timer, configuration management, a person.
 """
 
@@ -39,13 +39,14 @@ DROP_IN = "zzzz-kwdb-build.conf"
 """Drop-ins of all directories count in the order of their names: ours after override.conf of `systemctl edit`."""
 HOLD = "kwdb-build.hold"
 _WAY_OUT = "your own commands with --stop-cmd and --start-cmd"
-_GONE_TIMEOUT_S = 30.0
+_REST_S = 60.0
+"""For what else a unit runs: its ExecStopPost=, other processes in its group."""
 _POLL_S = 0.05
 _GENTLE_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 _SIGNALLED = frozenset({"stop-sigterm", "final-sigterm", "dead", "failed"})
 """Sub-states in which the unit's own stop commands have ended."""
-_SIGN_S = 2.0
-_NOT_READY = 503
+_SERVES_S = 5.0
+"""A server that serves this long after its unit's stop commands was not told by them: nobody waits for it meanwhile."""
 _JOURNAL_LINES = 30
 
 
@@ -55,6 +56,12 @@ def require_supported(unit: Unit, pid: int) -> Facts:
     pid: the server, 0 when it is down.
     Errors: AccessError when this user may not control the unit.
     """
+    if unit.uid not in {None, os.geteuid()}:  # nor does root: a user's manager answers to its user only
+        owner = proc.user_name(unit.uid)
+        raise AccessError(
+            f"the unit {unit.name}, which runs pid {pid}, belongs to the systemd of user {owner}",
+            context="that answers to nobody else", hint=f"run kwdb-build as {owner}, or give {_WAY_OUT}",
+        )
     try:
         facts = unit.facts()
     except KwdbBuildError as error:
@@ -122,6 +129,8 @@ def drop_in_text(unit: Unit, facts: Facts) -> str:
         "[Unit]", f"AssertPathExists=!{hold}", "[Service]", "Restart=no", "TimeoutStopSec=infinity",
         "TimeoutStartSec=infinity",
     ]
+    if facts.kill_mode == "none":
+        lines.append("KillMode=process")
     if facts.only_kills:
         lines.append("ExecStop=")
     if facts.stops_by_itself:
@@ -129,6 +138,32 @@ def drop_in_text(unit: Unit, facts: Facts) -> str:
     elif facts.kill_signal not in _GENTLE_SIGNALS:
         lines.append("KillSignal=SIGTERM")
     return "\n".join(lines) + "\n"
+
+
+@dataclass(kw_only=True)
+class _AfterOwnCommands:
+    """Sends SIGTERM once the unit's own stop commands have ended, if they have not.
+
+    Only to a server that goes on serving: a second SIGTERM would end the drain, and one whose drain cannot be seen
+    (logs elsewhere, no answer) is rather waited for.
+    """
+
+    unit: Unit
+    server: Deployment
+    moment: logs.Mark
+    quiet_at: float | None = None
+    done: bool = False
+
+    def __call__(self, watch: proc.Watch) -> None:
+        """At each tick of the wait."""
+        if self.done or self.unit.facts().sub not in _SIGNALLED:
+            return
+        now = time.monotonic()
+        if self.quiet_at is None or logs.DRAINING in logs.since(self.moment) or not readiness.serves(self.server):
+            self.quiet_at = now
+        elif now - self.quiet_at >= _SERVES_S:
+            self.done = True
+            watch.send(signal.SIGTERM)
 
 
 @dataclass(kw_only=True)
@@ -149,28 +184,27 @@ class SystemdUnit:
             text = drop_in_text(self.unit, self.unit.facts())
             directory.mkdir(parents=True, exist_ok=True, mode=0o755)
             files.write_atomic(directory / DROP_IN, text)
-            self.unit.call("daemon-reload")
-            self._require_in_force()
-        else:
-            self.unit.call("daemon-reload")
+        self.unit.call("daemon-reload")
+        self._require_in_force()
 
     def _require_in_force(self) -> None:
-        """RefusedError when something that counts after our drop-in takes its settings back."""
+        """RefusedError when something takes the settings of our drop-in back, or was changed since it was written."""
         facts = self.unit.facts()
-        if facts.stop_timeout != "infinity" or facts.only_kills:
+        once = facts.kill_signal == signal.SIGCONT or not facts.stops_by_itself
+        if facts.stop_timeout != "infinity" or facts.only_kills or not once:
             raise RefusedError(
-                f"another drop-in of {self.unit.name} overrides ours ({DROP_IN}): a drain could be cut short",
-                hint=f"see `systemctl cat {self.unit.name}`: rename the one that comes after {DROP_IN}",
+                f"{DROP_IN} of {self.unit.name} is not in force: a drain could be cut short",
+                hint=f"see `systemctl cat {self.unit.name}`: rename the drop-in that comes after {DROP_IN}",
             )
 
     def stop(
         self, server: Deployment, *, timeout_s: float, force_after_s: float = 0, progress: Progress,
         ask: Callable[[], bool] | None = None, told_already: bool = False,
     ) -> StopResult:
-        """`systemctl stop`, and wait for the process and its locks as always; SIGKILL with consent, by systemctl."""
+        """`systemctl stop`, and wait for the process and its locks as always."""
         self._hold()
         facts = self.unit.facts()
-        if facts.main_pid not in {0, server.pid}:
+        if facts.main_pid != server.pid and proc.is_alive(server.pid, server.started_at):
             # Not the unit's (any more): somebody started it by hand.
             return stopping.stop(
                 server, timeout_s=timeout_s, force_after_s=force_after_s, progress=progress, ask=ask,
@@ -178,28 +212,23 @@ class SystemdUnit:
             )
         if facts.sub == "auto-restart":
             self._stop_unit()
+        commands = _AfterOwnCommands(unit=self.unit, server=server, moment=logs.mark(capture.log_directory(server)))
 
-        def tell(watch: proc.Watch) -> None:
-            moment = logs.mark(capture.log_directory(server))
+        def tell(_: proc.Watch) -> None:
             self._stop_unit()
-            if facts.stops_by_itself:
-                self._signal_unless_told(watch, server, moment)
-
-        def kill(_: proc.Watch) -> None:
-            self.unit.call("kill", "--kill-who=main", "--signal=SIGKILL", "--", self.unit.name)
 
         result = stopping.stop(
             server, timeout_s=timeout_s, force_after_s=force_after_s, progress=progress, ask=ask,
-            told_already=told_already, tell=tell, kill=kill,
+            told_already=told_already, tell=tell, nudge=commands if facts.stops_by_itself else None,
         )
-        self._await_rest()
+        self._await_rest(min(force_after_s or timeout_s, _REST_S), kill=result.forced or force_after_s > 0)
         return result
 
     def keep_down(self) -> None:
         """Let nobody start the unit, and end what may be on its way up."""
         self._hold()
         self._stop_unit()
-        self._await_rest()
+        self._await_rest(_REST_S, kill=True)
 
     def _hold(self) -> None:
         if (self.unit.drop_in_directory / DROP_IN).exists():
@@ -209,22 +238,29 @@ class SystemdUnit:
         """Queue the stop; a unit that is being stopped already is not signalled again by systemd."""
         self.unit.call("stop", "--no-block", "--", self.unit.name)
 
-    def _signal_unless_told(self, watch: proc.Watch, server: Deployment, moment: logs.Mark) -> None:
-        """After the unit's own stop commands: SIGTERM when the server shows no sign that they have sent it."""
-        while not watch.wait(_POLL_S) and self.unit.facts().sub not in _SIGNALLED:
-            continue
-        deadline = time.monotonic() + _SIGN_S
-        while not watch.wait(_POLL_S):
-            if logs.DRAINING in logs.since(moment) or readiness.health(server).status == _NOT_READY:
-                return
-            if time.monotonic() >= deadline:
-                self.unit.call("kill", "--kill-who=main", "--signal=SIGTERM", "--", self.unit.name)
-                return
+    def _signal_rest(self, signum: signal.Signals) -> None:
+        self.unit.call("kill", f"--signal={signum.name}", "--", self.unit.name)
 
-    def _await_rest(self) -> None:
-        """Let systemd notice the end and run what the unit has for it (ExecStopPost=)."""
-        deadline = time.monotonic() + _GONE_TIMEOUT_S
-        while self.unit.facts().active == "deactivating" and time.monotonic() < deadline:
+    def _await_rest(self, timeout_s: float, *, kill: bool) -> None:
+        """Let systemd notice the end, and all else that the unit has (ExecStopPost=, helper processes) come to its own.
+
+        Our drop-in has taken away the time limit at which systemd kills that: only where `kill` says so it is killed
+        here; NotStoppedError else.
+        """
+        deadline, told = time.monotonic() + timeout_s, False
+        while (facts := self.unit.facts()).active == "deactivating":
+            if facts.sub == "final-sigterm" and facts.kill_signal == signal.SIGCONT and not told:
+                self._signal_rest(signal.SIGTERM)  # which our drop-in has replaced
+                told = True
+            if time.monotonic() >= deadline:
+                if not kill:
+                    raise NotStoppedError(
+                        f"the server has ended, but another process of {self.unit.name} has not ({facts.sub})",
+                        context=f"the unit cannot be started meanwhile; `systemctl status {self.unit.name}` shows it",
+                        hint=f"end it, for example by `systemctl kill --signal=SIGKILL {self.unit.name}`",
+                    )
+                self._signal_rest(signal.SIGKILL)
+                deadline, kill = deadline + _REST_S, False
             time.sleep(_POLL_S)
 
     def start(
@@ -232,6 +268,7 @@ class SystemdUnit:
     ) -> starting.Started:
         """`systemctl start`: the unit's own command, user, limits and environment."""
         del log_dir
+        self._await_rest(_REST_S, kill=False)
         (self.unit.drop_in_directory / HOLD).unlink(missing_ok=True)
         with contextlib.suppress(command.CommandError):  # there may be nothing to reset
             self.unit.call("reset-failed", "--", self.unit.name)

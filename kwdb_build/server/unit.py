@@ -98,12 +98,12 @@ class Facts:
     @property
     def stops_by_itself(self) -> bool:
         """Whether it has commands of its own for a stop, which may well send the signal that systemd sends after."""
-        return bool(self.exec_stop) and self.kill_mode != "none" and not self.only_kills
+        return bool(self.exec_stop) and not self.only_kills
 
     @property
     def only_kills(self) -> bool:
         """Whether its ExecStop= would make systemd's SIGTERM the second one."""
-        return bool(self.exec_stop) and self.kill_mode != "none" and all(map(_PLAIN_KILL.match, self.exec_stop))
+        return bool(self.exec_stop) and all(map(_PLAIN_KILL.match, self.exec_stop))
 
 
 def parse_facts(text: str) -> Facts:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
-PACKAGES = ("systemd", "systemd-sysv", "dbus", "procps", "git", "libssl3", "libffi8", "libsqlite3-0", "libbz2-1.0")
+PACKAGES = ("systemd", "systemd-sysv", "libpam-systemd", "dbus", "procps", "git", "libssl3", "libffi8", "libsqlite3-0", "libbz2-1.0")
 LEFT_OUT = ("doc", "man", "locale", "info")
 PER_START = frozenset({"INVOCATION_ID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID"})
 PORTS = itertools.count(26000, 2)
@@ -158,11 +158,17 @@ def await_boot(booting: Machine) -> None:
 
 @dataclass(kw_only=True)
 class UnitServer:
-    """A server of the miniature below /srv/<name> in the container that is run by a unit."""
+    """A server of the miniature below /srv in the container that is run by a unit.
+
+    directory: its place there, by default its name. words: further arguments. certs: on the machine of the tests.
+    """
 
     machine: Machine
     name: str
+    directory: str = ""
     user: str = "root"
+    words: tuple[str, ...] = ()
+    certs: Path | None = None
     environment: dict[str, str] = field(default_factory=dict)
     service: dict[str, str] = field(default_factory=dict)
     background: bool = False
@@ -176,7 +182,7 @@ class UnitServer:
     @property
     def root(self) -> Path:
         """Where it is installed."""
-        return Path("/srv") / self.name
+        return Path("/srv") / (self.directory or self.name)
 
     @property
     def unit_file(self) -> Path:
@@ -185,18 +191,19 @@ class UnitServer:
 
     @property
     def start(self) -> str:
-        """Its arguments."""
-        words = ["start-single-node", "--insecure", f"--listen-addr=127.0.0.1:{self.port}",
-                 f"--http-addr=127.0.0.1:{self.port + 1}",
-                 f"--store={self.root / 'store'}"]
-        return " ".join([*words, "--background"] if self.background else words)
+        """Its arguments, quoted as systemd splits them."""
+        words = ["start-single-node", f"--certs-dir={self.root}/certs" if self.certs else "--insecure",
+                 f"--listen-addr=127.0.0.1:{self.port}", f"--http-addr=127.0.0.1:{self.port + 1}",
+                 f"--store={self.root / 'store'}", *self.words]
+        return shlex.join([*words, "--background"] if self.background else words)
 
     def text(self) -> str:
         """The unit as KWDB's installer writes it, with what a test changes."""
+        root = str(self.root).replace("%", "%%")
         lines = {
             "Type": "simple", "User": self.user, "LimitMEMLOCK": "infinity", "LimitNOFILE": "100000",
-            "WorkingDirectory": str(self.root / "bin"), "EnvironmentFile": str(self.root / "env"),
-            "ExecStart": f"{self.root}/bin/kwbase $KAIWUDB_START_ARG", "ExecStop": "/bin/kill $MAINPID", **self.service,
+            "WorkingDirectory": f"{root}/bin", "EnvironmentFile": f"{root}/env",
+            "ExecStart": f'"{root}/bin/kwbase" $KAIWUDB_START_ARG', "ExecStop": "/bin/kill $MAINPID", **self.service,
         }
         text = "".join(f"{name}={value}\n" for name, value in lines.items() if value)
         return f"[Unit]\nDescription=KaiwuDB {self.name}\n[Service]\n{text}[Install]\nWantedBy=multi-user.target\n"
@@ -209,12 +216,15 @@ class UnitServer:
         staged.mkdir()
         shutil.copytree(build / "bin", staged / "bin")
         shutil.copytree(build / "lib", staged / "lib")
+        if self.certs:
+            shutil.copytree(self.certs, staged / "certs")
         (staged / "env").write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
         (staged / "unit").write_text(self.text())
+        root = shlex.quote(str(self.root))
         self.machine.shell(
-            f"mkdir -p {self.root}; cp -r {staged}/bin {staged}/lib {staged}/env {self.root}/; "
-            f"chmod -R u+rwX,go+rX {self.root}; cp {staged}/unit {self.unit_file}; chown -R {self.user}: {self.root}; "
-            "systemctl daemon-reload"
+            f"mkdir -p {root}; cp {staged}/unit {self.unit_file}; rm {staged}/unit; cp -r {staged}/* {root}/; "
+            f"chmod -R u+rwX,go+rX {root}; find {root} -name '*.key' -exec chmod 600 {{}} +; "
+            f"chown -R {self.user}: {root}; systemctl daemon-reload"
         )
         for path in (staged, *staged.rglob("*")):
             path.chmod(0o755)
@@ -225,11 +235,12 @@ class UnitServer:
         self.machine.ok("systemctl", "start", "--", self.unit)
         self.ask("instance.write_rows()")
 
-    def ask(self, what: str) -> str:
-        """Call the client of the tests inside the container; what it prints."""
+    def ask(self, what: str, **options: Any) -> str:
+        """Call the client of the tests inside the container; what it prints. options: more of the instance's."""
         script = (
             "from pathlib import Path; from tests.minikwdb.instance import Instance; "
-            f"instance = Instance(root=Path({str(self.root)!r}), sql_port={self.port}, http_port={self.port + 1}); "
+            f"instance = Instance(root=Path({str(self.root)!r}), sql_port={self.port}, http_port={self.port + 1}, "
+            f"certs={'Path(' + repr(str(self.root / 'certs')) + ')' if self.certs else None}, **{options!r}); "
             f"print({what})"
         )
         return self.machine.ok(sys.executable, "-c", script).strip()
@@ -246,29 +257,35 @@ class UnitServer:
         """The unit's main process."""
         return int(self.machine.show(self.unit, "MainPID"))
 
-    def surroundings(self) -> dict[str, Any]:
+    def surroundings(self, pid: int = 0) -> dict[str, Any]:
         """All of /proc that a restart must bring back, without what names one start of a unit."""
         script = (
             "import json, sys; from tests.integration.serverbox import surroundings; "
             "print(json.dumps(surroundings(int(sys.argv[1])), default=str))"
         )
-        seen = dict(json.loads(self.machine.ok(sys.executable, "-c", script, str(self.pid()))))
+        seen = dict(json.loads(self.machine.ok(sys.executable, "-c", script, str(pid or self.pid()))))
         seen["environment"] = {name: value for name, value in seen["environment"].items() if name not in PER_START}
         seen["order"] = [name for name in seen["order"] if name not in PER_START]
         seen["links"] = [target.partition(":[")[0] for target in seen["links"]]  # the journal's sockets have numbers
         return seen
 
+    def restart(self, *words: str, **environment: str) -> Answer:
+        """`kwdb-build restart` of it."""
+        return self.machine.tool("restart", "--store", f"{self.root}/store", "-y", *words, **environment)
+
     def logged(self) -> str:
         """Its own log since ever, all files."""
-        return self.machine.shell(f"cat {self.root}/store/logs/kwbase.*.log")
+        return self.machine.shell(f"find {shlex.quote(str(self.root))} -name 'kwbase.*.log' -exec cat {{}} +")
 
     def left_behind(self) -> list[str]:
         """Files of the tool's in the manager's and the unit's directories."""
-        listed = self.machine.shell(f"find /run/systemd /etc/systemd/system {self.root} -name '*kwdb-build*'")
+        places = f"/run/systemd /run/user /etc/systemd {shlex.quote(str(self.root))}"
+        listed = self.machine.shell(f"find {places} -name '*kwdb-build*'")
         return listed.split()
 
     def remove(self) -> None:
-        """Stop whatever became of it."""
+        """Stop whatever became of it, and forget the tool's runs on it."""
         self.machine.run("systemctl", "kill", "--signal=SIGKILL", "--", self.unit)
         self.machine.run("systemctl", "stop", "--", self.unit)
-        self.machine.run("sh", "-c", f"rm -rf {shlex.quote(str(self.root))} {shlex.quote(str(self.unit_file))}")
+        drop_ins = f"/run/systemd/system/{self.unit}.d"
+        self.machine.run("rm", "-rf", str(self.root), str(self.unit_file), drop_ins, str(self.machine.home / "runs"))

@@ -60,8 +60,12 @@ def test_stop_commands(command: str, plain: bool) -> None:
     assert facts.exec_stop == (command,)
     assert (facts.only_kills, facts.stops_by_itself) == (plain, not plain)
     assert ("KillSignal=SIGCONT" in systemd.drop_in_text(Unit(name="kw.service"), facts)) is not plain
-    without_kill = parse_facts(SHOWN.replace("control-group", "none").replace("/bin/kill $MAINPID ;", f"{command} ;"))
-    assert not without_kill.only_kills  # nobody else would send the signal
+
+
+def test_a_unit_that_is_never_signalled_by_systemd_is_meanwhile() -> None:
+    assert "\nKillMode=process\n" in systemd.drop_in_text(
+        Unit(name="kw.service"), parse_facts(SHOWN.replace("control-group", "none"))
+    )
 
 
 def test_how_a_main_process_ended() -> None:
