@@ -1,6 +1,6 @@
 """What builds leave for the next one: objects that ccache keeps, and Go's packages.
 
-<root>/<toolchain>-<lock>-r<recipe>/lock         shared while a build uses them, exclusive while they are looked after
+<root>/<toolchain>-<lock>-r<recipe>.lock         shared while a build uses them, exclusive while they are looked after
 <root>/<toolchain>-<lock>-r<recipe>/data/ccache  checks its entries' sums by itself
 <root>/<toolchain>-<lock>-r<recipe>/data/go      does not: Go only looks at their size, so we check them before a build
 
@@ -66,29 +66,41 @@ def opened(
     None when what is there may be somebody else's work; progress says so.
     """
     place = place_of(root, toolchain)
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = _lock_of(place)
+    try:
+        if _alone(fd) and not _prepare(place, uid, gid):
+            _check(place / "data" / "go", progress)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        # Again: an exclusive lock does not become a shared one at once, and remove() may have come between.
+        if reason := _prepare(place, uid, gid):
+            progress.note(f"the caches in {place} are not used: {reason}. Remove that directory to have new ones")
+            yield None
+            return
+        os.utime(fd)
+        yield place / "data"
+        if _alone(fd):
+            with contextlib.suppress(OSError):  # a cache that grows too large is no reason to lose a build
+                prune_go(place / "data" / "go", limit_bytes // 2)
+    finally:
+        os.close(fd)
+
+
+def _lock_of(place: Path) -> int:
+    """The lock of a place, open. It lies beside the place and stays when that is removed: one lock for all who come."""
+    path = place.with_name(f"{place.name}.lock")
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _prepare(place: Path, uid: int, gid: int) -> str:
+    """Make what is missing of a place; why it must not be used, '' when it may be."""
+    place.mkdir(mode=0o700, exist_ok=True)
     data = place / "data"
-    for directory in (root, place):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for directory in (data, *(data / part for part in PARTS)):
         with contextlib.suppress(FileExistsError):
             directory.mkdir(mode=0o700)
             os.chown(directory, uid, gid)
-    if reason := distrusted(place, uid):
-        progress.note(f"the caches in {place} are not used: {reason}. Remove that directory to have new ones")
-        yield None
-        return
-    fd = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        if _alone(fd):
-            _check(data / "go", progress)
-        fcntl.flock(fd, fcntl.LOCK_SH)
-        os.utime(fd)
-        yield data
-        if _alone(fd):
-            with contextlib.suppress(OSError):  # a cache that grows too large is no reason to lose a build
-                prune_go(data / "go", limit_bytes // 2)
-    finally:
-        os.close(fd)
+    return distrusted(place, uid)
 
 
 def distrusted(place: Path, uid: int) -> str:
@@ -161,7 +173,7 @@ def listed(root: Path) -> tuple[CacheFacts, ...]:
         CacheFacts(
             name=place.name, path=place, ccache_bytes=_size(place / "data" / "ccache"),
             go_bytes=_size(place / "data" / "go"),
-            used_at=(place / "lock").stat().st_mtime if (place / "lock").exists() else place.stat().st_mtime,
+            used_at=_used_at(place),
         )
         for place in (root.iterdir() if root.is_dir() else ()) if (place / "data").is_dir()
     ]
@@ -170,11 +182,12 @@ def listed(root: Path) -> tuple[CacheFacts, ...]:
 
 def remove(place: Path) -> bool:
     """Remove one toolchain's caches; False while a build uses them."""
-    fd = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = _lock_of(place)
     try:
         if not _alone(fd):
             return False
-        remove_tree(place)
+        with contextlib.suppress(FileNotFoundError):  # another prune was first
+            remove_tree(place)
     finally:
         os.close(fd)
     return True
@@ -186,6 +199,13 @@ def _check(go: Path, progress: Progress) -> None:
         path.unlink(missing_ok=True)
     if bad:
         progress.note(f"{len(bad)} damaged entries of Go's build cache were removed; their packages are compiled anew")
+
+
+def _used_at(place: Path) -> float:
+    try:
+        return place.with_name(f"{place.name}.lock").stat().st_mtime
+    except FileNotFoundError:
+        return place.stat().st_mtime
 
 
 def _alone(fd: int) -> bool:

@@ -3,6 +3,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,7 +108,7 @@ def test_a_cache_in_use_is_not_looked_after(opened: Callable[..., tuple[Path | N
     assert place is not None
     half_written = entry(place / "go", b"whole")
     half_written.write_bytes(b"half")
-    with (place.parent / "lock").open("rb") as other_build:
+    with place.parent.with_name(f"{place.parent.name}.lock").open("rb") as other_build:
         fcntl.flock(other_build, fcntl.LOCK_SH)
         assert opened()[1] == []
         assert half_written.exists()
@@ -113,6 +116,42 @@ def test_a_cache_in_use_is_not_looked_after(opened: Callable[..., tuple[Path | N
     assert opened()[1] != []
     assert caches.remove(place.parent) is True
     assert not place.exists()
+
+
+def test_what_a_build_has_stays_whoever_removes_meanwhile(
+    opened: Callable[..., tuple[Path | None, list[str]]], tmp_path: Path
+) -> None:
+    """Builds that begin at the very moment of a removal, again and again."""
+    root = tmp_path / "cache"
+    ended = threading.Event()
+    removed = 0
+
+    def remove() -> None:
+        nonlocal removed
+        while not ended.is_set():
+            removed += caches.remove(caches.place_of(root, TOOLCHAIN))
+
+    def build(number: int) -> None:
+        with caches.opened(
+            root, TOOLCHAIN, uid=os.geteuid(), gid=os.getegid(), limit_bytes=1 << 30, progress=Notes()
+        ) as place:
+            assert place is not None
+            kept = place / "ccache" / str(number)
+            kept.write_bytes(b"")
+            time.sleep(0.002)
+            assert kept.exists()
+
+    opened()
+    remover = threading.Thread(target=remove)
+    remover.start()
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(build, range(150)))
+    finally:
+        ended.set()
+        remover.join()
+    assert removed > 0
+    assert [facts.name for facts in caches.listed(root)] in ([], [caches.place_of(root, TOOLCHAIN).name])
 
 
 def test_what_was_not_used_for_long_goes_first(opened: Callable[..., tuple[Path | None, list[str]]]) -> None:

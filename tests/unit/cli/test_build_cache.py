@@ -44,7 +44,7 @@ def test_old_caches_are_removed(tmp_path: Path, capsys: pytest.CaptureFixture[st
     data = use(tmp_path)
     assert main(["build-cache", "prune", "--home", str(tmp_path)]) == 0
     assert data.exists()
-    os.utime(data.parent / "lock", (1e9, 1e9))
+    os.utime(data.parent.with_name(f"{data.parent.name}.lock"), (1e9, 1e9))
     assert main(["build-cache", "prune", "--home", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["freed_bytes"] == 100
     assert not data.parent.exists()
