@@ -1,13 +1,15 @@
 """A compiler cache that machines share, for builds that have no network.
 
 A directory (file:/…, such as an NFS mount) is mounted. A Redis is reached through a socket in a mounted directory,
-behind which this process passes bytes on; it also logs in, so that no password is seen by the build. Who may write to
-a shared cache decides what all its users' builds consist of: ccache does not sign what it stores.
+behind which this process logs in, chooses the database, and passes on what ccache asks for and nothing else: the source
+of a build is not trusted with a Redis. Who may write to a shared cache decides what all its users' builds consist of:
+ccache does not sign what it stores.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from kwdb_build.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import BinaryIO
 
     from kwdb_build.console import Progress
 
@@ -28,6 +31,13 @@ _SOCKET = "redis.sock"
 _CHUNK = 1 << 16
 _TIMEOUT_S = 5.0
 _REDIS_PORT = 6379
+_ALLOWED = {b"EXISTS": 2, b"GET": 2, b"SET": 3, b"DEL": 2}
+"""What ccache asks of a Redis: each command and the number of its words. (AUTH and SELECT are ours.)"""
+_KEY = re.compile(rb"ccache:[0-9a-z]{1,64}")
+_LENGTH = re.compile(rb"[*$](\d{1,9})\r\n")
+_LONGEST_LINE = 16
+_LONGEST_WORD = 80
+_END = b"\r\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +74,11 @@ def shared(url: str, password_file: Path | None, *, scratch: Path, progress: Pro
     directory.mkdir(mode=0o755)
     directory.chmod(0o755)  # whatever the umask: the build's user looks for the socket in it
     password = password_file.read_text(encoding="utf-8").strip() if password_file else ""
-    with _Passage(directory / _SOCKET, (parts.hostname, parts.port or _REDIS_PORT), password, progress):
-        choice = f"?db={database}" if database else ""
+    first = [(word, value) for word, value in (("AUTH", password), ("SELECT", database)) if value]
+    with _Passage(directory / _SOCKET, (parts.hostname, parts.port or _REDIS_PORT), first, progress):
         yield Remote(
             mounts=(Mount(source=directory, target=str(recipes.REMOTE), read_only=False),),
-            environment={"CCACHE_REMOTE_STORAGE": f"redis+unix:{recipes.REMOTE}/{_SOCKET}{choice}"},
+            environment={"CCACHE_REMOTE_STORAGE": f"redis+unix:{recipes.REMOTE}/{_SOCKET}"},
         )
 
 
@@ -82,14 +92,19 @@ def _directory(path: Path, url: str) -> Remote:
 
 
 class _Passage:
-    """Listens on a socket file and passes each connection on to a Redis, logged in."""
+    """Listens on a socket file, and passes the commands of a compiler cache on to a Redis, each connection on its own.
 
-    def __init__(self, path: Path, target: tuple[str, int], password: str, progress: Progress) -> None:
+    first: what is said to the Redis before.
+    """
+
+    def __init__(
+        self, path: Path, target: tuple[str, int], first: list[tuple[str, str]], progress: Progress
+    ) -> None:
         self._path = path
         self._target = target
-        self._password = password
+        self._first = first
         self._progress = progress
-        self._told = False
+        self._told: set[str] = set()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
     def __enter__(self) -> None:
@@ -112,39 +127,92 @@ class _Passage:
             threading.Thread(target=self._pass_on, args=(client,), daemon=True).start()
 
     def _pass_on(self, client: socket.socket) -> None:
-        with client:
+        where = f"the shared cache at {self._target[0]}:{self._target[1]}"
+        with client, contextlib.suppress(OSError):
             try:
                 server = socket.create_connection(self._target, _TIMEOUT_S)
             except OSError as error:
-                self._tell(f"the shared cache at {self._target[0]}:{self._target[1]} does not answer ({error})")
+                self._tell("answer", f"{where} does not answer ({error}): building without it")
                 return
-            with server, contextlib.suppress(OSError):
-                if self._password and not self._log_in(server):
-                    return
+            with server, client.makefile("rb") as commands:
+                for command in self._first:
+                    if not _said(server, command):
+                        self._tell("first", f"{where} does not take {_WORDS[command[0]]}: building without it")
+                        return
                 server.settimeout(None)
                 back = threading.Thread(target=_pump, args=(server, client), daemon=True)
                 back.start()
-                _pump(client, server)
+                try:
+                    _filter(commands, server)
+                except ValueError as error:
+                    self._tell("filter", f"the build asked {where} for what ccache does not ask for: refused ({error})")
+                server.shutdown(socket.SHUT_WR)
                 back.join()
 
-    def _log_in(self, server: socket.socket) -> bool:
-        secret = self._password.encode()
-        server.sendall(b"*2\r\n$4\r\nAUTH\r\n$%d\r\n%s\r\n" % (len(secret), secret))
-        answer = b""
-        while not answer.endswith(b"\r\n"):
-            more = server.recv(1)  # not a byte of what follows
-            if not more:
-                break
-            answer += more
-        if not answer.startswith(b"+OK"):
-            self._tell("the shared cache does not take the password of cache_remote_password_file")
-            return False
-        return True
+    def _tell(self, kind: str, what: str) -> None:
+        """Say something once of each kind, however many connections it happens to."""
+        if kind not in self._told:
+            self._told.add(kind)
+            self._progress.note(what)
 
-    def _tell(self, what: str) -> None:
-        if not self._told:
-            self._told = True
-            self._progress.note(f"{what}: building without it")
+
+_WORDS = {"AUTH": "the password of cache_remote_password_file", "SELECT": "the database of cache_remote"}
+
+
+def _said(server: socket.socket, words: tuple[str, str]) -> bool:
+    """Say one command to a Redis; whether it agreed."""
+    coded = [word.encode() for word in words]
+    server.sendall(b"*%d\r\n" % len(coded) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in coded))
+    answer = b""
+    while not answer.endswith(b"\r\n"):
+        more = server.recv(1)  # not a byte of what follows
+        if not more:
+            break
+        answer += more
+    return answer.startswith(b"+OK")
+
+
+def _filter(commands: BinaryIO, server: socket.socket) -> None:
+    """Pass commands on until there is no more, each only when all before its last word is known to be harmless.
+
+    They come as Redis clients send them: `*COUNT`, then for each word `$LENGTH` and the word, all ended by CR LF.
+    ValueError for anything else; none of it reaches the Redis.
+    """
+    while line := commands.readline(_LONGEST_LINE):
+        count = _number(line, b"*")
+        name = _word(commands).upper()
+        if _ALLOWED.get(name) != count:
+            raise ValueError(f"{name[:_LONGEST_LINE]!r} of {count} words")
+        key = _word(commands)
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"the key {key!r}")
+        server.sendall(b"*%d\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % (count, len(name), name, len(key), key))
+        if name == b"SET":
+            line = commands.readline(_LONGEST_LINE)
+            left = _number(line, b"$") + len(_END)
+            server.sendall(line)
+            while left:
+                chunk = commands.read(min(left, _CHUNK))
+                if not chunk:
+                    return
+                server.sendall(chunk)
+                left -= len(chunk)
+
+
+def _word(commands: BinaryIO) -> bytes:
+    """One short word of a command."""
+    length = _number(commands.readline(_LONGEST_LINE), b"$")
+    content = commands.read(min(length, _LONGEST_WORD) + len(_END))
+    if not content.endswith(_END) or len(content) != length + len(_END):
+        raise ValueError(f"a word of {length} bytes")
+    return content.removesuffix(_END)
+
+
+def _number(line: bytes, kind: bytes) -> int:
+    match = _LENGTH.fullmatch(line)
+    if match is None or not line.startswith(kind):
+        raise ValueError(f"{line!r}")
+    return int(match[1])
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:
@@ -152,4 +220,4 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
         while data := source.recv(_CHUNK):
             target.sendall(data)
     with contextlib.suppress(OSError):
-        target.shutdown(socket.SHUT_WR)
+        target.shutdown(socket.SHUT_RDWR)

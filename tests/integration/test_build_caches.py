@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 import uuid
@@ -228,6 +230,80 @@ def test_machines_share_a_cache_through_redis_although_builds_have_no_network(
     words, second, _ = compiled(engine, image, tmp_path / "other", url, file)
     assert (parse_stats(words).hits, parse_stats(words).shared) == (1, 1), words
     assert first == second
+    with redis_client(port, password) as said:
+        assert said("SELECT", "3") == b"+OK\r\n"
+        assert int(said("DBSIZE")[1:]) > 0, "in the database of the address"
+
+
+@contextlib.contextmanager
+def redis_client(port: int, password: str) -> Iterator[Callable[..., bytes]]:
+    """Says commands to the Redis itself, with all rights."""
+    with socket.create_connection(("127.0.0.1", port), 30) as connection:
+
+        def say(*words: str) -> bytes:
+            connection.sendall(resp(*words))
+            return connection.recv(1 << 16)
+
+        assert say("AUTH", password) == b"+OK\r\n"
+        yield say
+
+
+def resp(*words: str) -> bytes:
+    """A command as Redis clients send it."""
+    return b"".join([b"*%d\r\n" % len(words), *(b"$%d\r\n%s\r\n" % (len(word), word.encode()) for word in words)])
+
+
+def through(directory: Path, data: bytes) -> bytes:
+    """What a build gets that sends these bytes into the socket it was given, and ends."""
+    answer = b""
+    with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        client.settimeout(30)
+        client.connect(str(directory / "remote" / "redis.sock"))
+        client.sendall(data)
+        client.shutdown(socket.SHUT_WR)
+        while more := client.recv(1 << 16):
+            answer += more
+    return answer
+
+
+KEY = "ccache:0123456789abcdefghijklmnopqrstuv"
+REFUSED = {
+    "the password": resp("CONFIG", "GET", "requirepass"), "flush": resp("FLUSHALL"), "lower case": resp("flushall"),
+    "other keys": resp("GET", "session:root"), "all keys": resp("KEYS", "*"), "a script": resp("EVAL", "return 1", "0"),
+    "another database": resp("SELECT", "0"), "log in": resp("AUTH", "x"), "hello": resp("HELLO", "3"),
+    "several keys": resp("DEL", KEY, "session:root"), "options": resp("SET", KEY, "x", "EX"),
+    "module": resp("MODULE", "LOAD", "/x.so"), "inline": b"FLUSHALL\r\n", "inline first": b"\r\nFLUSHALL\r\n",
+    "no count": b"*\r\n", "negative": b"*-1\r\n" + resp("FLUSHALL"), "nothing": b"*0\r\n" + resp("FLUSHALL"),
+    "short length": b"*2\r\n$3\r\nGET\r\n$1\r\n" + KEY.encode() + b"\r\n",
+    "long length": b"*2\r\n$300000000\r\n" + b"G" * 100,
+    "hidden behind a key": b"*2\r\n$3\r\nGET\r\n$60\r\n" + KEY.encode() + b"\r\n" + resp("FLUSHALL"),
+    "number with a sign": b"*+1\r\n$8\r\nFLUSHALL\r\n", "newline alone": b"*1\n$8\nFLUSHALL\n",
+}
+
+
+def test_a_build_gets_from_redis_what_ccache_needs_and_nothing_else(redis: tuple[int, str], tmp_path: Path) -> None:
+    port, password = redis
+    file = tmp_path / "password"
+    file.write_text(password)
+    with redis_client(port, password) as said:
+        said("SELECT", "3")
+        said("SET", "session:root", "precious")
+        notes = Notes()
+        with shared(f"redis://127.0.0.1:{port}/3", file, scratch=tmp_path, progress=notes):
+            large = "v" * 3_000_000 + "\r\n" + resp("FLUSHALL").decode()
+            assert through(tmp_path, resp("SET", KEY, large) + resp("EXISTS", KEY)) == b"+OK\r\n:1\r\n"
+            assert through(tmp_path, resp("get", KEY)).endswith(large.encode() + b"\r\n")
+            assert notes.notes == []
+            for what, data in REFUSED.items():
+                assert through(tmp_path, data) == b"", what
+                assert through(tmp_path, resp("EXISTS", KEY) + data + resp("FLUSHALL")) in {b":1\r\n", b""}, what
+            [note] = notes.notes
+            assert "refused" in note
+            assert through(tmp_path, b"*3\r\n$3\r\nSET\r\n$" + f"{len(KEY)}\r\n{KEY}".encode() + b"\r\n$9\r\ncut") == b""
+            assert through(tmp_path, resp("GET", KEY)).endswith(large.encode() + b"\r\n"), "half a value is none"
+            assert through(tmp_path, resp("DEL", KEY)) == b":1\r\n"
+        assert said("GET", "session:root") == b"$8\r\nprecious\r\n"
+        assert said("DBSIZE") == b":1\r\n"
 
 
 def test_a_shared_cache_that_fails_is_no_failure_of_the_build(
