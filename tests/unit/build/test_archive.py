@@ -30,18 +30,6 @@ Member = tuple[tarfile.TarInfo, bytes]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[ArtifactStore]:
-    made = ArtifactStore(tmp_path / "store")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def artifact(store: ArtifactStore, tmp_path: Path) -> Artifact:
-    return add_build(store, tmp_path)
-
-
-@pytest.fixture
 def packed(store: ArtifactStore, artifact: Artifact, tmp_path: Path) -> Path:
     export(store, artifact, tmp_path / "one.tar.zst")
     return tmp_path / "one.tar.zst"

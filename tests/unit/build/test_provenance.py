@@ -22,11 +22,6 @@ from kwdb_build.model import Artifact, Verdict
 from tests.unit.build.artifactbox import MIT, add_build, key_of, source_tree, spoil
 
 
-@pytest.fixture
-def artifact(tmp_path: Path) -> Artifact:
-    return add_build(ArtifactStore(tmp_path / "store"), tmp_path)
-
-
 def statement_of(artifact: Artifact) -> dict[str, Any]:
     return dict(json.loads((artifact.path / PROVENANCE).read_bytes()))
 

@@ -74,18 +74,6 @@ def gnupg_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             subprocess.run(["gpgconf", "--kill", "all"], check=False)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[ArtifactStore]:
-    made = ArtifactStore(tmp_path / "store")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def artifact(store: ArtifactStore, tmp_path: Path) -> Artifact:
-    return add_build(store, tmp_path)
-
-
 def verdict(artifact: Artifact, trust: Trust) -> tuple[Verdict, str]:
     row = next(row for row in inspect(artifact, trust) if row.name == "signature")
     return row.verdict, row.found

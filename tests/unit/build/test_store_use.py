@@ -25,13 +25,6 @@ from tests.unit.build.artifactbox import add_build, key_of, spoil
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[ArtifactStore]:
-    made = ArtifactStore(tmp_path / "store")
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def other(store: ArtifactStore) -> Iterator[ArtifactStore]:
     """The same store, seen by another part of the same process: its locks count all the same."""
     made = ArtifactStore(store.root)
