@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import re
 from typing import TYPE_CHECKING
 
-from kwdb_build.build.progress import first_error, out_of_memory
+from kwdb_build.build.progress import explains, first_error, out_of_memory
 from kwdb_build.errors import BuildError, SpaceError
+from kwdb_build.files import free_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from kwdb_build.engine.base import RunResult
@@ -17,18 +21,38 @@ if TYPE_CHECKING:
 
 _KILLED = 128 + 9
 _FULL = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
+_NOTHING_BYTES = 32 << 20
+"""A disk with less is full: what a failed compiler gives back of its temporary files."""
 
 
-def failure(version: Version, result: RunResult, *, jobs: int, log: Path, log_start: int) -> KwdbBuildError:
-    """The error of a build that ended with another code than 0; its lines in the log begin at byte log_start."""
+@contextlib.contextmanager
+def explained_space(version: Version, log: Path) -> Iterator[None]:
+    """SpaceError in place of what the operating system says when what we write ourselves finds no more room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise _disk_full(version, str(error), log) from error
+
+
+def _disk_full(version: Version, context: str, log: Path) -> SpaceError:
+    return SpaceError(
+        f"the disk became full while {version} was built", context=context, log=log,
+        hint="free space where kwdb-build's home is, or choose another place with --home, and run it again",
+    )
+
+
+def failure(
+    version: Version, result: RunResult, *, jobs: int, place: Path, log: Path, log_start: int
+) -> KwdbBuildError:
+    """The error of a build in place that ended with another code than 0; its lines in the log begin at log_start."""
     with log.open(encoding="utf-8", errors="replace") as stream:
         stream.seek(log_start)
         error = first_error(stream)
-    if _FULL.search(error):
-        return SpaceError(
-            f"the disk became full while {version} was built", context=error, log=log,
-            hint="free space where kwdb-build's home is, or choose another place with --home, and run it again",
-        )
+    # ccache keeps a compiler's words in a file before it repeats them: on a full disk they may be lost.
+    if _FULL.search(error) or (not explains(error) and free_bytes(place) < _NOTHING_BYTES):
+        return _disk_full(version, error, log)
     if result.oom_killed or out_of_memory(error):
         fewer = f"run it again with --jobs {max(1, jobs // 2)}, or allow" if jobs > 1 else "allow"
         return BuildError(

@@ -227,6 +227,11 @@ def _rank(line: str) -> int | None:
     return _RANK_LAST if _LAST.match(line) else None
 
 
+def explains(error: str) -> bool:
+    """Whether an error text has more than make's own `***`, which only says that something went wrong."""
+    return any(_rank(line) in {_RANK_HARD, _RANK_SOFT} for line in error.splitlines())
+
+
 def _belonging(before: Iterable[str]) -> list[str]:
     """The last of the lines before that introduce the error: a Go package, an including file, a function."""
     kept: list[str] = []

@@ -19,7 +19,7 @@ from kwdb_build.errors import UsageError
 from kwdb_build.model import SOURCE_SUFFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from kwdb_build.model import BuildOptions, SourceTree, Version
 
@@ -182,14 +182,12 @@ def parse_variables(pairs: Iterable[str], *, option: str) -> tuple[tuple[str, st
     return tuple(found.items())
 
 
-def with_asan(options: BuildOptions) -> bool:
-    """Whether the build has the address sanitizer in it."""
-    return _ASAN in options.cmake_variables
+def asan_environment(cmake_variables: Iterable[Sequence[str]]) -> dict[str, str]:
+    """What lets a program with the address sanitizer in it print its version; {} for others.
 
-
-def asan_environment(options: BuildOptions) -> dict[str, str]:
-    """What lets a program with the sanitizer in it print its version in a container; {} for others."""
-    if not with_asan(options):
+    cmake_variables: pairs, as in BuildOptions or (from JSON) in the inputs of a build's key.
+    """
+    if _ASAN not in map(tuple, cmake_variables):
         return {}
     return {"ASAN_OPTIONS": "verify_asan_link_order=0:detect_leaks=0:halt_on_error=0:alloc_dealloc_mismatch=0"}
 

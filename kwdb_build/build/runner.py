@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from kwdb_build.build import caches, conditions, provenance, remote, results
 from kwdb_build.build import recipe as recipes
-from kwdb_build.build.failure import failure
+from kwdb_build.build.failure import explained_space, failure
 from kwdb_build.build.history import FILE, BuildHistory, BuildRecord
 from kwdb_build.build.key import build_key
 from kwdb_build.build.watch import Watch
@@ -44,6 +44,8 @@ UNPRIVILEGED_ID = 65532
 """uid and gid of the build when the caller is root: no one's on usual systems, and not `nobody`, who may own things."""
 
 _PREFIX = "build-"
+_RUN = "build"
+"""What all builds' containers are known by."""
 _RESULT = "/kwdb-result"
 _STORE_BYTES = 256 << 20
 _PRIVATE_CACHE_BYTES = 10 << 30
@@ -192,7 +194,11 @@ class Bench:
         cold: with empty caches of its own. A failed copy stays when it was asked for.
         """
         uid, gid = surroundings.identity or build_identity()
-        with scratch_directory(self.work_dir, _PREFIX) as scratch, contextlib.ExitStack() as stack:
+        self.engine.remove_leftovers(_RUN)  # a killed build's container goes on writing to its copy and to the caches
+        with (
+            explained_space(self.tree.version, self.log), scratch_directory(self.work_dir, _PREFIX) as scratch,
+            contextlib.ExitStack() as stack,
+        ):
             cache = None
             if not cold and (self.settings is None or self.settings.use_cache):
                 size = recipes.parse_size(self.settings.cache_size) if self.settings else _PRIVATE_CACHE_BYTES
@@ -297,7 +303,7 @@ class Run:
         self._watch.finish()
         history.add(self._record("built" if result.returncode == 0 else "failed", time.monotonic() - began))
         if result.returncode != 0:
-            error = failure(bench.tree.version, result, jobs=self._jobs, log=bench.log, log_start=log_start)
+            error = self._failure(result, log_start)
             self._leave(error, result)
             raise error
         if text := str(self.cache_use):
@@ -333,7 +339,7 @@ class Run:
             environment["LD_PRELOAD"] = str(conditions.PRELOAD / conditions.LIBRARY)
         return self.spec(
             self._surroundings.wrap(argv), mounts=tuple(mounts), environment=environment,
-            workdir=str(recipes.SOURCE), name=f"build-{bench.tree.version}", keep_failed=bench.wishes.keep_failed,
+            workdir=str(recipes.SOURCE), name=_RUN, keep_failed=bench.wishes.keep_failed,
             timeout_s=conditions.TIMEOUT_S if self._surroundings.otherwise else None,
         )
 
@@ -353,6 +359,12 @@ class Run:
             key=build_key(bench.tree, bench.toolchain, bench.options).short, version=bench.tree.version.text,
             recipe=bench.recipe.name, toolchain=bench.toolchain.name, build_type=bench.options.build_type,
             jobs=self._jobs, warm=self._warm, **watched,
+        )
+
+    def _failure(self, result: RunResult, log_start: int) -> KwdbBuildError:
+        bench = self._bench
+        return failure(
+            bench.tree.version, result, jobs=self._jobs, place=self._scratch, log=bench.log, log_start=log_start
         )
 
     def _leave(self, error: KwdbBuildError, result: RunResult) -> None:
@@ -391,7 +403,7 @@ class Run:
         log_start = bench.log.stat().st_size
         result = bench.engine.run(self.make_spec(target), on_line=_Said(bench.progress, target), log=bench.log)
         if result.returncode != 0:
-            error = failure(bench.tree.version, result, jobs=self._jobs, log=bench.log, log_start=log_start)
+            error = self._failure(result, log_start)
             raise BuildError(
                 f"KWDB's own tests failed: make {target} ended with exit code {result.returncode}",
                 context=error.context, log=bench.log,
@@ -414,7 +426,7 @@ class Run:
         lines: list[str] = []
         path = bench.toolchain.environment.get("PATH", "/usr/bin:/bin")
         environment = {"PATH": path, "LC_ALL": "C.UTF-8", "TZ": "UTC", "HOME": "/tmp",  # noqa: S108 container's
-                       "LD_LIBRARY_PATH": "../lib", **recipes.asan_environment(bench.options)}
+                       "LD_LIBRARY_PATH": "../lib", **recipes.asan_environment(bench.options.cmake_variables)}
         result = bench.engine.run(
             self.spec(
                 ("./kwbase", "version"), mounts=(Mount(source=self.installed, target=_RESULT),),

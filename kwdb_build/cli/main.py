@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import sys
 import traceback
@@ -11,7 +12,7 @@ from typing import Any
 import click
 
 from kwdb_build import __version__
-from kwdb_build.errors import ExitCode, KwdbBuildError
+from kwdb_build.errors import AccessError, KwdbBuildError, SpaceError
 
 _VERBS = {
     "upgrade": ("run", "Upgrade a running kwbase to a git reference, or go back by itself."),
@@ -105,8 +106,9 @@ def main(argv: list[str]) -> int:
     except BrokenPipeError:
         return 1  # `kwdb-build --help | head`: who closed the pipe knows why
     except Exception as error:  # noqa: BLE001  (even a defect ends in words and a documented exit code)
-        _show(_defect(error), as_json=as_json)
-        return int(ExitCode.INTERNAL)
+        shown = _refusal(error) or _defect(error)
+        _show(shown, as_json=as_json)
+        return int(shown.exit_code)
     return result if isinstance(result, int) else 0
 
 
@@ -118,6 +120,22 @@ def _show(error: KwdbBuildError, *, as_json: bool) -> None:
     if as_json:
         with contextlib.suppress(OutputError):  # a closed stdout must not change the exit code
             console.data({"error": error.as_dict(), "result": getattr(error, "result", None)})
+
+
+def _refusal(error: Exception) -> KwdbBuildError | None:
+    """What the operating system refused, wherever that was: a full disk, a place that this user may not write to."""
+    if not isinstance(error, OSError):
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return SpaceError(
+            f"{where}{error.strerror}", hint="free space there, or choose another place with --home"
+        )
+    if error.filename and error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return AccessError(
+            f"{where}{error.strerror}", hint="run it as the user who owns that, or choose another place with --home"
+        )
+    return None
 
 
 def _defect(error: Exception) -> KwdbBuildError:

@@ -130,6 +130,10 @@ class Engine(Protocol):
         """
         ...
 
+    def remove_leftovers(self, name: str) -> int:
+        """End what killed runs of this name left, if they can leave anything; how many. A living caller's run stays."""
+        ...
+
     def run(self, spec: RunSpec, *, on_line: Callable[[str], None], log: Path) -> RunResult:
         """Run to the end; each output line goes to on_line and the log; cancelling leaves no container behind."""
         ...

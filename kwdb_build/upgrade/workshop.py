@@ -256,6 +256,7 @@ def require_missing_nothing(rows: tuple[CheckResult, ...], log: Path) -> None:
 def require_runs_here(artifact: Artifact) -> None:
     """ArtifactError when this host cannot load the new binary, or it cannot even print its version."""
     from kwdb_build.build.host import check_links, host_facts
+    from kwdb_build.build.recipe import asan_environment
     from kwdb_build.command import CommandError, run
 
     failed = [row for row in check_links(artifact, host_facts()) if row.verdict == Verdict.FAIL]
@@ -268,7 +269,10 @@ def require_runs_here(artifact: Artifact) -> None:
     try:
         run(
             [str(artifact.kwbase), "version"], timeout_s=60,
-            env={"LD_LIBRARY_PATH": str(artifact.path / "lib"), "PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+            env={
+                "LD_LIBRARY_PATH": str(artifact.path / "lib"), "PATH": "/usr/bin:/bin", "LC_ALL": "C",
+                **asan_environment(artifact.key.inputs.get("options", {}).get("cmake_variables", ())),
+            },
         )
     except CommandError as error:
         raise ArtifactError(

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kwdb_build.build.progress import Step, Tracker, first_error, out_of_memory
+from kwdb_build.build.progress import Step, Tracker, explains, first_error, out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -193,6 +193,11 @@ def test_the_lines_under_a_compiler_error_are_kept() -> None:
 def test_a_later_compiler_error_beats_an_earlier_make_line() -> None:
     log = "make[2]: *** [Makefile:1: a] Error 1\nsrc/a.cc:1:1: error: boom\n"
     assert first_error(log.splitlines()) == "src/a.cc:1:1: error: boom"
+
+
+@pytest.mark.parametrize(("log", "expected"), [(CPP, True), (MISSING_TOOL, True), (ONLY_MAKE, False), (SMALL, False)])
+def test_makes_own_line_alone_explains_nothing(log: str, expected: bool) -> None:
+    assert explains(first_error(log.splitlines())) is expected
 
 
 def test_a_good_log_has_no_error() -> None:

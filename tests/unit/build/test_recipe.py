@@ -160,7 +160,9 @@ def test_cmake_variables_keep_what_the_makefile_would_pass_on() -> None:
         "-DCMAKE_BUILD_TYPE=$(BUILD_TYPE) -DCMAKE_INSTALL_PREFIX=$(INSTALL_PATH) -DPROTOBUF_DIR=$(PROTOBUF_DIR) "
         "-DKWBASE_OSS=OFF -DENABLE_STATS=ON -DWITH_ASAN=ON"
     )
-    assert recipes.with_asan(BuildOptions(cmake_variables=recipes.asan((("WITH_ASAN", "OFF"),))))
+    assert recipes.asan((("WITH_ASAN", "OFF"),)) == (("WITH_ASAN", "ON"),)
+    assert "verify_asan_link_order=0" in recipes.asan_environment([["WITH_ASAN", "ON"]])["ASAN_OPTIONS"]
+    assert recipes.asan_environment([["WITH_ASAN", "OFF"]]) == {}
 
 
 def test_the_wrapper_of_a_build_sets_the_umask_and_passes_the_exit_code_on(tmp_path: Path) -> None:

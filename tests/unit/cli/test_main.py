@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import subprocess
@@ -12,7 +13,7 @@ import click
 import pytest
 
 from kwdb_build.cli import options
-from kwdb_build.cli.main import _VERBS, kwdb_build, main
+from kwdb_build.cli.main import _VERBS, _refusal, kwdb_build, main
 from kwdb_build.errors import EXIT_CODE_MEANINGS, ExitCode
 from kwdb_build.model import Address
 from kwdb_build.sql import Login, SqlError
@@ -65,6 +66,28 @@ def test_nobody_to_confirm_is_refused_before_anything(tmp_path: Path, monkeypatc
     assert answer["schema"] == 1
     assert answer["error"]["exit_code"] == ExitCode.REFUSED
     assert not home.exists()
+
+
+@pytest.mark.parametrize("verb", ["fetch", "build"])
+def test_a_home_that_cannot_be_written_is_no_defect(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "V1.0.0", "--home", "/sys/kwdb-build", "--json"]) == ExitCode.PERMISSION
+    told = json.loads(capsys.readouterr().out)["error"]
+    assert told["message"].startswith("/sys/kwdb-build: ")
+    assert "--home" in told["hint"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), ExitCode.SPACE),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/home/x"), ExitCode.SPACE),
+        (OSError(errno.EIO, "Input/output error", "/home/x"), None), (PermissionError("of some library"), None),
+        (ValueError("x"), None),
+    ],
+)
+def test_what_the_system_refuses_anywhere_is_told_from_a_defect(error: Exception, code: ExitCode | None) -> None:
+    told = _refusal(error)
+    assert (told.exit_code if told else None) == code
 
 
 def test_readme_has_the_table_of_exit_codes() -> None:
