@@ -20,8 +20,8 @@ CLOCK_AHEAD_S = 3 * 366 * 86_400 + 5 * 3_600 + 17 * 60 + 11
 class Conditions:
     """The surroundings of one build.
 
-    umask is octal text; identity (uid, gid), None for the build's own user; cores 0 for all of them. otherwise: with
-    the clock ahead and directories read backwards (ELSEWHERE_C).
+    umask is octal text; identity (uid, gid), None for the build's own user; cores 0 for all of them. ahead_s: how far
+    the clock is ahead; backwards: whether directories are read so (both by ELSEWHERE_C).
     """
 
     umask: str = UMASK
@@ -30,7 +30,13 @@ class Conditions:
     identity: tuple[int, int] | None = None
     jobs: int = 0
     cores: int = 0
-    otherwise: bool = False
+    ahead_s: int = 0
+    backwards: bool = False
+
+    @property
+    def library(self) -> tuple[str, ...]:
+        """What ELSEWHERE_C is compiled with; () when it is not needed."""
+        return (f"-DAHEAD={self.ahead_s}", f"-DBACKWARDS={self.backwards:d}") if self.ahead_s or self.backwards else ()
 
     def wrap(self, argv: tuple[str, ...]) -> tuple[str, ...]:
         """The command line with this umask, on these cores. argv begins with enter and its umask."""
@@ -54,7 +60,8 @@ def unlike(usual_jobs: int, *, as_root: bool) -> Conditions:
         identity=(54_321, 43_210) if as_root else None,
         jobs=1 if usual_jobs > 1 else 2,
         cores=1,
-        otherwise=True,
+        ahead_s=CLOCK_AHEAD_S,
+        backwards=True,
     )
 
 
@@ -68,8 +75,8 @@ ELSEWHERE_C = r"""
 #include <sys/time.h>
 #include <time.h>
 
-/* Preloaded into every program of a build: the time of day is AHEAD seconds later, and directories are read backwards.
-   Clocks that only measure are left alone, so that waiting takes as long as ever. */
+/* Preloaded into every program of a build: the time of day is AHEAD seconds later, and directories are read backwards
+   if BACKWARDS. Clocks that only measure are left alone, so that waiting takes as long as ever. */
 
 static void *next(const char *name) { return dlsym(RTLD_NEXT, name); }
 
@@ -135,6 +142,7 @@ struct dirent *readdir(DIR *dir) {
     static struct dirent *(*real)(DIR *);
     static __thread struct dirent *given;
     if (!real) real = next("readdir");
+    if (!BACKWARDS) return real(dir);
     pthread_mutex_lock(&gate);
     struct listing *found = listing_of(dir, real);
     free(given);

@@ -254,7 +254,7 @@ class Run:
         tree = self._bench.tree
         copy_tree(
             tree, self.gopath, uid=self._uid, gid=self._gid, progress=self._bench.progress, mtime=tree.commit_time,
-            backwards=self._surroundings.otherwise,
+            backwards=self._surroundings.backwards,
         )
         owned = [self._scratch_inside, *(self.gopath / name for name in recipes.DIRECTORIES)]
         if self._cache.parent == self._scratch:
@@ -271,7 +271,7 @@ class Run:
             for name in recipes.MORE_COMPILERS:
                 (self.shims / name).symlink_to(recipes.CCACHE)
         self.shims.chmod(0o755)
-        if self._surroundings.otherwise:
+        if self._surroundings.library:
             self._make_library()
 
     def _make_library(self) -> None:
@@ -281,8 +281,8 @@ class Run:
         os.chown(place, self._uid, self._gid)
         (place / "elsewhere.c").write_text(conditions.ELSEWHERE_C, encoding="utf-8")
         (place / "elsewhere.c").chmod(0o644)
-        argv = ("gcc", "-shared", "-fPIC", "-O1", f"-DAHEAD={conditions.CLOCK_AHEAD_S}", "-o", conditions.LIBRARY,
-                "elsewhere.c", "-ldl", "-lpthread")
+        argv = ("gcc", "-shared", "-fPIC", "-O1", *self._surroundings.library, "-o", conditions.LIBRARY, "elsewhere.c",
+                "-ldl", "-lpthread")
         mount = Mount(source=place, target=str(conditions.PRELOAD), read_only=False)
         path = self._bench.toolchain.environment.get("PATH", "/usr/bin:/bin")
         spec = self.spec(argv, mounts=(mount,), environment={"PATH": path}, workdir=str(conditions.PRELOAD),
@@ -334,13 +334,13 @@ class Run:
             **self._shared.environment,
             **self._surroundings.environment,
         }
-        if self._surroundings.otherwise:
+        if self._surroundings.library:
             mounts.append(Mount(source=self._scratch / "otherwise", target=str(conditions.PRELOAD)))
             environment["LD_PRELOAD"] = str(conditions.PRELOAD / conditions.LIBRARY)
         return self.spec(
             self._surroundings.wrap(argv), mounts=tuple(mounts), environment=environment,
             workdir=str(recipes.SOURCE), name=_RUN, keep_failed=bench.wishes.keep_failed,
-            timeout_s=conditions.TIMEOUT_S if self._surroundings.otherwise else None,
+            timeout_s=conditions.TIMEOUT_S if self._surroundings.library else None,
         )
 
     def _ccache_bytes(self) -> int:

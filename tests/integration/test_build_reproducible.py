@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kwdb_build.build import conditions
+from kwdb_build.config import Settings
+from kwdb_build.console import Console
 from kwdb_build.engine.base import Mount, RunSpec
 from kwdb_build.engine.docker import DockerEngine
 from kwdb_build.errors import ExitCode
+from kwdb_build.files import manifest_of
 from kwdb_build.model import Artifact, Toolchain
-from tests.integration.tool import Tool
+from kwdb_build.upgrade.workshop import Workshop
+from tests.integration.tool import TOOLCHAIN, Tool
 from tests.minikwdb.repositories import MiniRepositories
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
@@ -41,6 +47,43 @@ def test_another_path_clock_zone_locale_user_umask_host_core_count_order_and_col
                  "1 core"):
         assert what in changed
     assert "5 of 5 files are the same" in answer.err
+
+
+OTHER = conditions.unlike(2, as_root=True)
+ZONE = {"TZ": OTHER.environment["TZ"]}
+USER = {name: OTHER.environment[name] for name in ("USER", "LOGNAME")}
+LOCALE = {name: value for name, value in OTHER.environment.items() if name not in ZONE.keys() | USER.keys()}
+ONE_EACH = {
+    "nothing but the path and the empty caches": {}, "time zone": {"environment": ZONE},
+    "locale": {"environment": LOCALE}, "user id": {"identity": OTHER.identity, "environment": USER},
+    "umask": {"umask": OTHER.umask}, "host name": {"hostname": OTHER.hostname}, "clock": {"ahead_s": OTHER.ahead_s},
+    "directory order": {"backwards": True}, "1 core": {"cores": 1, "jobs": 1}, "2 cores": {"cores": 2, "jobs": 2},
+    "5 jobs": {"jobs": 5}, "warm caches": {},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ONE_EACH)
+def test_each_difference_alone_gives_the_same_bytes(
+    mini: Tool, mini_build: Callable[[str], Artifact], mini_home: Path, tmp_path: Path, what: str
+) -> None:
+    if what == "user id" and os.geteuid() != 0:
+        pytest.skip("needs root to build as another user")
+    if what == "2 cores" and len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores")
+    artifact = mini_build("V1.1.0")
+    settings = Settings(home=mini_home, toolchain=str(TOOLCHAIN), docker_host=mini.docker_host)
+    workshop = Workshop(settings, Console(), mini_home / "logs")
+    prefix, replacement = mini.repositories.redirect
+    tree = workshop.fetch("V1.1.0", url=str(mini.repositories.main), redirects=(f"{prefix}={replacement}",))
+    bench = replace(workshop._bench(tree, None), log=tmp_path / "build.log")
+    if what != "warm caches":
+        bench = replace(bench, work_dir=tmp_path / "another place, with a longer name" / "work")
+        bench.work_dir.mkdir(parents=True)
+    with bench.run(replace(conditions.USUAL, **ONE_EACH[what]), cold=what != "warm caches") as run:
+        run.outcome()
+        built = {entry.path: entry.sha256 for entry in manifest_of(run.installed)}
+    assert built == {entry.path: entry.sha256 for entry in artifact.files}
 
 
 @pytest.mark.slow
@@ -90,7 +133,7 @@ def test_the_other_conditions_are_really_other(
         assert result.returncode == 0, lines
         return " ".join(lines)
 
-    run("gcc", "-shared", "-fPIC", "-Wall", "-Werror", f"-DAHEAD={conditions.CLOCK_AHEAD_S}", "-o", "elsewhere.so",
+    run("gcc", "-shared", "-fPIC", "-Wall", "-Werror", *conditions.unlike(2, as_root=True).library, "-o", "elsewhere.so",
         "elsewhere.c", "-ldl", otherwise=False)
     now, then = (int(run("date", "+%s", otherwise=otherwise)) for otherwise in (False, True))
     assert 0 <= then - now - conditions.CLOCK_AHEAD_S < 600
