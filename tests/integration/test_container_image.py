@@ -18,8 +18,11 @@ from kwdb_build.config import Settings
 from kwdb_build.console import Progress
 from kwdb_build.engine.archive import read_archive
 from kwdb_build.engine.docker import DockerEngine
+from kwdb_build.errors import ExitCode
 from kwdb_build.files import sha256_of
 from kwdb_build.model import Artifact, Toolchain
+from tests.integration.certs import certificates
+from tests.integration.tool import TOOLCHAIN, Answer, call
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -59,14 +62,23 @@ def loaded(engine: DockerEngine, make: Callable[..., MadeImage], place: Path, us
 class Container:
     """One server in a container, its SQL port on this machine's loopback."""
 
-    def __init__(self, engine: DockerEngine, tag: str, volume: str) -> None:
+    def __init__(self, engine: DockerEngine, tag: str, volume: str, *, certs: Path | None = None) -> None:
         self._api: Any = engine._api
         self.port = free_port()
+        binds = {volume: {"bind": str(STORE), "mode": "rw"}}
+        self._login: dict[str, Any] = {}
+        if certs:
+            binds[str(certs)] = {"bind": "/kaiwudb/certs", "mode": "ro"}
+            self._login = {
+                "sslmode": "verify-full", "sslrootcert": certs / "ca.crt", "sslcert": certs / "client.root.crt",
+                "sslkey": certs / "client.root.key",
+            }
         host = self._api.create_host_config(
-            binds={volume: {"bind": str(STORE), "mode": "rw"}}, port_bindings={26257: ("127.0.0.1", self.port)},
-            cap_drop=["ALL"], security_opt=["no-new-privileges"],
+            binds=binds, port_bindings={26257: ("127.0.0.1", self.port)}, cap_drop=["ALL"],
+            security_opt=["no-new-privileges"],
         )
-        self.id = self._api.create_container(image=tag, command=INSECURE, ports=[26257], host_config=host)["Id"]
+        command = None if certs else INSECURE  # the image's own asks for certificates
+        self.id = self._api.create_container(image=tag, command=command, ports=[26257], host_config=host)["Id"]
         self._api.start(self.id)
 
     def sql(self, statement: str) -> list[tuple[Any, ...]]:
@@ -75,7 +87,7 @@ class Container:
         while True:
             try:
                 with psycopg.connect(
-                    host="127.0.0.1", port=self.port, user="root", dbname="defaultdb", autocommit=True,
+                    host="localhost", hostaddr="127.0.0.1", port=self.port, user="root", **self._login, dbname="defaultdb", autocommit=True,
                     prepare_threshold=None, cursor_factory=psycopg.ClientCursor, gssencmode="disable", connect_timeout=5,
                 ) as connection:
                     answer = connection.execute(statement)
@@ -146,6 +158,49 @@ def test_a_server_runs_in_it_drains_and_keeps_its_data(
         assert second.sql("SELECT count(*) FROM shop.orders") == [(2,)]
         assert second.stop() == 0
         assert "restarted pre-existing node" in second.logs()
+
+
+def test_the_images_own_command_serves_with_the_certificates_that_are_mounted(
+    engine: DockerEngine, make: Callable[..., MadeImage], tmp_path: Path
+) -> None:
+    certificates(tmp_path / "certs")
+    with loaded(engine, make, tmp_path, User()) as made, contextlib.ExitStack() as ends:
+        volume = f"kwdb-build-test-{uuid.uuid4().hex[:12]}"
+        ends.callback(engine._api.remove_volume, volume)
+        engine._api.create_volume(volume)
+        server = Container(engine, made.tag, volume, certs=tmp_path / "certs")
+        ends.callback(server.remove)
+        assert server.sql("SELECT 1") == [(1,)]
+        code, said = server.run("/usr/local/bin/kwdb-health")
+        assert code == 0, said
+        with pytest.raises(psycopg.OperationalError):
+            psycopg.connect(host="127.0.0.1", port=server.port, user="root", dbname="defaultdb", sslmode="disable")
+        assert server.stop() == 0
+
+
+@pytest.mark.slow
+def test_the_command_line_gives_the_same_image_each_time_in_a_file_or_in_the_engine(
+    engine: DockerEngine, mini_build: Callable[[str], Artifact], mini_home: Path, tmp_path: Path
+) -> None:
+    key = mini_build("V1.0.0").key.digest
+    tag = f"kwdb-build-test/kwdb:{uuid.uuid4().hex[:12]}"
+
+    def image(*words: str) -> Answer:
+        return call("image", key, "--tag", tag, "--home", str(mini_home), "--toolchain", str(TOOLCHAIN),
+                    "--docker-host", engine.address, "--json", *words)
+
+    paths = [tmp_path / "one.tar", tmp_path / "two.tar"]
+    first, second = (image("--output", str(path)) for path in paths)
+    assert first.code == second.code == 0, first.err + second.err
+    assert sha256_of(paths[0]) == sha256_of(paths[1])
+    assert image("--output", str(paths[0])).code == ExitCode.USAGE, "a file is not replaced unasked"
+    loaded = image()
+    try:
+        assert loaded.code == 0, loaded.err
+        assert loaded.json["image"] == first.json["image"] == second.json["image"]
+        assert engine.image_id(tag) == first.json["image"]["image_id"]
+    finally:
+        engine.remove_image(tag)
 
 
 def test_the_health_check_fails_where_no_server_answers(

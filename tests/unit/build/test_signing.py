@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,59 +16,15 @@ from kwdb_build.build.store import PROVENANCE, SIGNATURES, ArtifactStore
 from kwdb_build.errors import ArtifactError, DependencyError, SignatureError, UsageError
 from kwdb_build.model import Artifact, Verdict
 from tests.unit.build.artifactbox import add_build, spoil
+from tests.unit.build.keys import KINDS, make_key, own_gnupg, run
 
-KINDS = ("ssh", "gpg", "minisign")
 PASSPHRASE = "correct horse"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Key:
-    """A key pair: how to sign with it, and the trust that accepts it."""
-
-    signer: Signer
-    trust: Trust
-
-
-def run(*argv: str | Path, **environment: str) -> str:
-    return subprocess.run(
-        [str(word) for word in argv], check=True, text=True, capture_output=True, stdin=subprocess.DEVNULL,
-        env={**os.environ, **environment},
-    ).stdout
-
-
-def make_key(kind: str, place: Path, name: str, *, passphrase: str = "") -> Key:
-    if shutil.which(signing.PROGRAMS[kind]) is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"CI needs {signing.PROGRAMS[kind]}")
-        pytest.skip(f"needs {signing.PROGRAMS[kind]}")
-    place.mkdir(exist_ok=True)
-    secret = place / name
-    if kind == "ssh":
-        run("ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-C", name, "-f", secret)
-        allowed = place / f"{name}.allowed"
-        allowed.write_text(f"{name}@example.org {secret.with_suffix('.pub').read_text()}")
-        return Key(signer=Signer(kind=kind, key=str(secret)), trust=Trust(allowed_signers=allowed))
-    if kind == "gpg":
-        who = f"{name}@example.org"
-        run("gpg", "--batch", "--pinentry-mode", "loopback", "--passphrase", passphrase, "--quick-gen-key",
-            f"{name} <{who}>", "ed25519", "sign", "never")
-        ring = place / f"{name}.asc"
-        ring.write_text(run("gpg", "--armor", "--export", who))
-        return Key(signer=Signer(kind=kind, key=who), trust=Trust(keyring=ring))
-    public = place / f"{name}.pub"
-    run("minisign", "-G", "-W", "-p", public, "-s", secret)
-    return Key(signer=Signer(kind=kind, key=str(secret)), trust=Trust(pubkey=str(public)))
 
 
 @pytest.fixture(autouse=True)
 def gnupg_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A gpg of its own; below /tmp, as the path of its agent's socket must be short."""
-    with tempfile.TemporaryDirectory(prefix="kb-gpg-", dir="/tmp", ignore_cleanup_errors=True) as home:
-        monkeypatch.setenv("GNUPGHOME", home)
-        monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    with own_gnupg(monkeypatch):
         yield
-        if shutil.which("gpgconf"):
-            subprocess.run(["gpgconf", "--kill", "all"], check=False)
 
 
 def verdict(artifact: Artifact, trust: Trust) -> tuple[Verdict, str]:
