@@ -4,52 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from kwdb_build.build import caches, conditions, provenance, remote, results
+from kwdb_build.build import caches, conditions, provenance, remote
 from kwdb_build.build import recipe as recipes
-from kwdb_build.build.failure import explained_space, failure
-from kwdb_build.build.history import FILE, BuildHistory, BuildRecord
+from kwdb_build.build.failure import explained_space
 from kwdb_build.build.key import build_key
-from kwdb_build.build.watch import Watch
-from kwdb_build.engine.base import Mount, RunSpec
-from kwdb_build.errors import BuildError
-from kwdb_build.files import human_bytes, require_space, tree_bytes
+from kwdb_build.build.run import NAME, Run
+from kwdb_build.files import require_space, tree_bytes
 from kwdb_build.model import to_json
-from kwdb_build.scratch import keep, scratch_directory
-from kwdb_build.source.inspect import copy_tree
+from kwdb_build.scratch import scratch_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from kwdb_build.build.conditions import Conditions
-    from kwdb_build.build.history import CacheUse
     from kwdb_build.build.recipe import Recipe
-    from kwdb_build.build.remote import Remote
     from kwdb_build.build.store import ArtifactStore
     from kwdb_build.config import Settings
     from kwdb_build.console import Progress
-    from kwdb_build.engine.base import Engine, RunResult
-    from kwdb_build.errors import KwdbBuildError
+    from kwdb_build.engine.base import Engine
     from kwdb_build.model import Artifact, BuildKey, BuildOptions, SourceTree, Toolchain
 
 UNPRIVILEGED_ID = 65532
 """uid and gid of the build when the caller is root: no one's on usual systems, and not `nobody`, who may own things."""
 
 _PREFIX = "build-"
-_RUN = "build"
-"""What all builds' containers are known by."""
-_RESULT = "/kwdb-result"
 _STORE_BYTES = 256 << 20
-_PRIVATE_CACHE_BYTES = 10 << 30
-_VERSION_LINE = re.compile(r"^(?:KaiwuDB|KWDB) Version:\s*(?P<version>\S+)")
+_CACHE_BYTES = 10 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +164,11 @@ class Bench:
         return recipes.parse_size(self.settings.memory) if self.settings else 0
 
     @property
+    def cache_bytes(self) -> int:
+        """How large the caches may grow."""
+        return recipes.parse_size(self.settings.cache_size) if self.settings else _CACHE_BYTES
+
+    @property
     def jobs(self) -> int:
         """Parallel jobs: as asked for, or what cores and memory allow."""
         physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -194,17 +187,16 @@ class Bench:
         cold: with empty caches of its own. A failed copy stays when it was asked for.
         """
         uid, gid = surroundings.identity or build_identity()
-        self.engine.remove_leftovers(_RUN)  # a killed build's container goes on writing to its copy and to the caches
+        self.engine.remove_leftovers(NAME)  # a killed build's container goes on writing to its copy and to the caches
         with (
             explained_space(self.tree.version, self.log), scratch_directory(self.work_dir, _PREFIX) as scratch,
             contextlib.ExitStack() as stack,
         ):
             cache = None
             if not cold and (self.settings is None or self.settings.use_cache):
-                size = recipes.parse_size(self.settings.cache_size) if self.settings else _PRIVATE_CACHE_BYTES
                 cache = stack.enter_context(caches.opened(
-                    self.work_dir.parent / caches.DIRECTORY, self.toolchain, uid=uid, gid=gid, limit_bytes=size,
-                    progress=self.progress,
+                    self.work_dir.parent / caches.DIRECTORY, self.toolchain, uid=uid, gid=gid,
+                    limit_bytes=self.cache_bytes, progress=self.progress,
                 ))
             shared = stack.enter_context(remote.shared(
                 self.settings.cache_remote if self.settings and cache else "",
@@ -215,259 +207,3 @@ class Bench:
             run.prepare()
             run.make()
             yield run
-
-
-class Run:
-    """The parts of one build that share its working copy."""
-
-    def __init__(
-        self, bench: Bench, scratch: Path, *, uid: int, gid: int, cache: Path | None, shared: Remote,
-        surroundings: Conditions,
-    ) -> None:
-        self._bench = bench
-        self._scratch = scratch
-        self._uid, self._gid = uid, gid
-        self._cache = cache or scratch / "cache"
-        self._warm = cache is not None and any((cache / "go").iterdir())
-        self._shared = shared
-        self._surroundings = surroundings
-        self._jobs = surroundings.jobs or bench.jobs
-        self._watch: Watch | None = None
-        self.gopath = scratch / "gopath"
-        self.shims = scratch / "shims"
-
-    @property
-    def installed(self) -> Path:
-        """Where the results lie on this side."""
-        return self.gopath / recipes.INSTALL.relative_to(recipes.GOPATH)
-
-    @property
-    def _scratch_inside(self) -> Path:
-        return self._scratch / "inside"
-
-    def prepare(self) -> None:
-        """Copy the tree for the build's own user, and lay out what it writes to.
-
-        Every file gets the time of the commit: which of two files is newer, a checkout leaves to chance, and make and
-        KWDB's own `uptodate` go by it.
-        """
-        tree = self._bench.tree
-        copy_tree(
-            tree, self.gopath, uid=self._uid, gid=self._gid, progress=self._bench.progress, mtime=tree.commit_time,
-            backwards=self._surroundings.backwards,
-        )
-        owned = [self._scratch_inside, *(self.gopath / name for name in recipes.DIRECTORIES)]
-        if self._cache.parent == self._scratch:
-            owned += [self._cache, *(self._cache / part for part in caches.PARTS)]
-        for directory in owned:
-            directory.mkdir(parents=True, exist_ok=True)
-        for directory in (*owned, self.gopath):
-            os.chown(directory, self._uid, self._gid)
-        self.shims.mkdir()
-        for name, text in (("date", recipes.DATE_SHIM), ("enter", recipes.ENTER)):
-            (self.shims / name).write_text(text, encoding="utf-8")
-            (self.shims / name).chmod(0o755)
-        if any(package.startswith("ccache=") for package in self._bench.toolchain.locked_packages):
-            for name in recipes.MORE_COMPILERS:
-                (self.shims / name).symlink_to(recipes.CCACHE)
-        self.shims.chmod(0o755)
-        if self._surroundings.library:
-            self._make_library()
-
-    def _make_library(self) -> None:
-        """Compile, in the image, what makes programs see another time and another order."""
-        place = self._scratch / "otherwise"
-        place.mkdir()
-        os.chown(place, self._uid, self._gid)
-        (place / "elsewhere.c").write_text(conditions.ELSEWHERE_C, encoding="utf-8")
-        (place / "elsewhere.c").chmod(0o644)
-        argv = ("gcc", "-shared", "-fPIC", "-O1", *self._surroundings.library, "-o", conditions.LIBRARY, "elsewhere.c",
-                "-ldl", "-lpthread")
-        mount = Mount(source=place, target=str(conditions.PRELOAD), read_only=False)
-        path = self._bench.toolchain.environment.get("PATH", "/usr/bin:/bin")
-        spec = self.spec(argv, mounts=(mount,), environment={"PATH": path}, workdir=str(conditions.PRELOAD),
-                         name="otherwise")
-        if self._bench.engine.run(spec, on_line=lambda _line: None, log=self._bench.log).returncode != 0:
-            raise BuildError("the image's gcc cannot compile what changes clock and order", log=self._bench.log)
-
-    def make(self) -> None:
-        """Run make in the container; BuildError with the first error when it fails."""
-        bench = self._bench
-        record = self._record("failed", 0.0)
-        history = BuildHistory(bench.work_dir.parent / FILE)
-        self._watch = Watch(self._scratch_inside, bench.progress, history.most_like(record))
-        log_start = bench.log.stat().st_size if bench.log.exists() else 0
-        bench.progress.update(f"starting the build with {self._jobs} jobs")
-        began = time.monotonic()
-        result = bench.engine.run(self.make_spec(), on_line=self._watch.line, log=bench.log)
-        self._watch.finish()
-        history.add(self._record("built" if result.returncode == 0 else "failed", time.monotonic() - began))
-        if result.returncode != 0:
-            error = self._failure(result, log_start)
-            self._leave(error, result)
-            raise error
-        if text := str(self.cache_use):
-            bench.progress.note(f"{text}, {self.cache_use.go_packages} Go packages compiled, "
-                                f"{human_bytes(self._watch.memory_bytes)} of memory at most")
-
-    @property
-    def cache_use(self) -> CacheUse:
-        """What the caches gave to make."""
-        assert self._watch is not None  # noqa: S101 make() went before
-        return self._watch.cache_use()
-
-    def make_spec(self, target: str = "") -> RunSpec:
-        """The container that make runs in."""
-        bench = self._bench
-        argv = recipes.make_argv(bench.recipe, bench.tree, bench.options, self._jobs, target)
-        mounts = [
-            Mount(source=self.gopath, target=str(recipes.GOPATH), read_only=False),
-            Mount(source=self._scratch_inside, target=str(recipes.SCRATCH), read_only=False),
-            Mount(source=self.shims, target=str(recipes.SHIMS)),
-            Mount(source=self._cache, target=str(recipes.CACHE), read_only=False),
-            *self._shared.mounts,
-        ]
-        environment = {
-            **recipes.environment(bench.tree, bench.toolchain.environment, caches.headers_digest(bench.tree.path)),
-            **recipes.cmake_environment(bench.options),
-            "CCACHE_MAXSIZE": f"{self._ccache_bytes() >> 20}M",
-            **self._shared.environment,
-            **self._surroundings.environment,
-        }
-        if self._surroundings.library:
-            mounts.append(Mount(source=self._scratch / "otherwise", target=str(conditions.PRELOAD)))
-            environment["LD_PRELOAD"] = str(conditions.PRELOAD / conditions.LIBRARY)
-        return self.spec(
-            self._surroundings.wrap(argv), mounts=tuple(mounts), environment=environment,
-            workdir=str(recipes.SOURCE), name=_RUN, keep_failed=bench.wishes.keep_failed,
-            timeout_s=conditions.TIMEOUT_S if self._surroundings.library else None,
-        )
-
-    def _ccache_bytes(self) -> int:
-        settings = self._bench.settings
-        return (recipes.parse_size(settings.cache_size) if settings else _PRIVATE_CACHE_BYTES) // 2
-
-    def _record(self, outcome: str, seconds: float) -> BuildRecord:
-        bench = self._bench
-        watched: dict[str, Any] = {}
-        if self._watch is not None:
-            watched = {
-                "memory_bytes": self._watch.memory_bytes, "marks": self._watch.marks, "cache": self.cache_use
-            }
-        return BuildRecord(
-            when=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), outcome=outcome, seconds=round(seconds, 1),
-            key=build_key(bench.tree, bench.toolchain, bench.options).short, version=bench.tree.version.text,
-            recipe=bench.recipe.name, toolchain=bench.toolchain.name, build_type=bench.options.build_type,
-            jobs=self._jobs, warm=self._warm, **watched,
-        )
-
-    def _failure(self, result: RunResult, log_start: int) -> KwdbBuildError:
-        bench = self._bench
-        return failure(
-            bench.tree.version, result, jobs=self._jobs, place=self._scratch, log=bench.log, log_start=log_start
-        )
-
-    def _leave(self, error: KwdbBuildError, result: RunResult) -> None:
-        """What a person asked for to look into a failure: the working copy, or a shell in it."""
-        bench = self._bench
-        if bench.wishes.keep_failed:
-            keep(self._scratch)
-            bench.progress.note(f"kept: the working copy {self.gopath}")
-            if result.kept:
-                bench.progress.note(f"kept: the container; this runs make again in it: `{result.kept}`")
-        if bench.wishes.shell_on_failure:
-            bench.progress.note(f"error: {error.message}\n{error.context}")
-            bench.progress.note(f"a shell where the build failed; what make was asked for: `{' '.join(self.argv)}`")
-            with bench.progress.paused():
-                bench.engine.run(self._shell_spec(), on_line=bench.progress.note, log=bench.log)
-
-    @property
-    def argv(self) -> tuple[str, ...]:
-        """The command line of the build, as a person would type it inside."""
-        return self.make_spec().argv[2:]
-
-    def _shell_spec(self) -> RunSpec:
-        from dataclasses import replace
-
-        spec = self.make_spec()
-        prompt = {"PS1": f"{self._bench.tree.version} {recipes.SOURCE}$ ", "TERM": os.environ.get("TERM", "dumb")}
-        return replace(
-            spec, argv=("/bin/sh",), environment={**spec.environment, **prompt}, interactive=True, keep_failed=False,
-            name=f"shell-{self._bench.tree.version}",
-        )
-
-    def own_tests(self, target: str) -> None:
-        """Run one of KWDB's own test targets in the working copy; BuildError with the first failure."""
-        bench = self._bench
-        bench.progress.update(f"running make {target}")
-        log_start = bench.log.stat().st_size
-        result = bench.engine.run(self.make_spec(target), on_line=_Said(bench.progress, target), log=bench.log)
-        if result.returncode != 0:
-            error = self._failure(result, log_start)
-            raise BuildError(
-                f"KWDB's own tests failed: make {target} ended with exit code {result.returncode}",
-                context=error.context, log=bench.log,
-                hint="the build itself succeeded and is stored; the log has the whole output of the tests",
-            )
-        bench.progress.note(f"make {target}: passed")
-
-    def outcome(self) -> dict[str, Any]:
-        """Check the results and run them once; what is worth recording about the build."""
-        bench = self._bench
-        bench.progress.update("checking the results")
-        found = results.inspect(self.installed, bench.recipe, log=bench.log, progress=bench.progress)
-        self._check_version()
-        return found
-
-    def _check_version(self) -> None:
-        """Run `kwbase version` once, from the results and with their libraries; its version must be the tree's."""
-        bench = self._bench
-        bench.progress.update("running kwbase version")
-        lines: list[str] = []
-        path = bench.toolchain.environment.get("PATH", "/usr/bin:/bin")
-        environment = {"PATH": path, "LC_ALL": "C.UTF-8", "TZ": "UTC", "HOME": "/tmp",  # noqa: S108 container's
-                       "LD_LIBRARY_PATH": "../lib", **recipes.asan_environment(bench.options.cmake_variables)}
-        result = bench.engine.run(
-            self.spec(
-                ("./kwbase", "version"), mounts=(Mount(source=self.installed, target=_RESULT),),
-                environment=environment, workdir=f"{_RESULT}/bin", name=f"version-{bench.tree.version}",
-            ),
-            on_line=lines.append, log=bench.log,
-        )
-        version = bench.tree.version
-        said = next((match["version"] for line in lines if (match := _VERSION_LINE.match(line.strip()))), "")
-        if result.returncode != 0 or not said:
-            raise BuildError(
-                f"the built kwbase does not run: `kwbase version` ended with exit code {result.returncode}",
-                context="\n".join(lines[-10:]), log=bench.log,
-            )
-        if said != version.text:
-            raise BuildError(
-                f"the built kwbase says it is {said}, not {version}", context="\n".join(lines), log=bench.log,
-                hint="the tree stamps its version in a way that BUILDINFO_TAG does not reach",
-            )
-
-    def spec(
-        self, argv: tuple[str, ...], *, mounts: tuple[Mount, ...], environment: dict[str, str], workdir: str, name: str,
-        keep_failed: bool = False, timeout_s: float | None = None,
-    ) -> RunSpec:
-        """A run in the build's image, as its user and within its limits."""
-        bench = self._bench
-        return RunSpec(
-            image=bench.image, argv=argv, mounts=mounts, environment=environment, workdir=workdir, uid=self._uid,
-            gid=self._gid, memory_bytes=bench.memory_bytes, name=name, hostname=self._surroundings.hostname,
-            keep_failed=keep_failed, timeout_s=timeout_s,
-            listed=tuple(filter(None, (bench.toolchain.environment.get("GOROOT"),))),
-        )
-
-
-class _Said:
-    """Shows what a test run says, prefixed by its target."""
-
-    def __init__(self, progress: Progress, target: str) -> None:
-        self._progress = progress
-        self._target = target
-
-    def __call__(self, line: str) -> None:
-        if line.strip():
-            self._progress.update(f"{self._target}: {line.strip()[:80]}")

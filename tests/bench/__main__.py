@@ -20,9 +20,9 @@ from pathlib import Path
 
 from kwdb_build.console import Console
 from tests.bench import artifacts, discovery, downtime, engines, fetching, images
-from tests.bench.builds import TOOLCHAIN, Bench
+from tests.bench.builds import Bench
 from tests.bench.figures import COLUMNS, Figure, paired, single
-from tests.integration.tool import Tool, share_builds
+from tests.integration.tool import TOOLCHAIN, Tool, share_builds
 from tests.minikwdb.repositories import make_repositories
 
 OLD, NEW = "V1.0.0", "V1.1.0"
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
             console=console,
         )
         figures = [
-            *_builds(bench, options), *_images(bench, options), *_server(bench, place, options),
+            *_builds(bench, place, options), *_images(bench, options), *_server(bench, place, options),
             *_source(bench, place), *_artifacts(bench, place), *_cost(), *_search(),
         ]
         _release(place)
@@ -73,7 +73,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _builds(bench: Bench, options: argparse.Namespace) -> list[Figure]:
+def _builds(bench: Bench, place: Path, options: argparse.Namespace) -> list[Figure]:
     figures = []
     with bench.console.step(1, 4, "cold builds, in turns"):
         pairs = [bench.pair(OLD, bare_first=bool(number % 2)) for number in range(options.builds)]
@@ -83,6 +83,15 @@ def _builds(bench: Bench, options: argparse.Namespace) -> list[Figure]:
         figures.append(paired("cold build, bare make install", ours, bare, aim=1.03, note=note))
         note = "bare: make install inside of the very same build"
         figures.append(paired("cold build, its own make install", ours, bench.own_make_s, aim=1.03, note=note))
+        with bench.console.step(1, 4, "a release after another, and the tool's memory"):
+            seconds, share, words = bench.after(OLD, NEW)
+            figures.append(single(
+                "second release: work that the caches of the first spare", [share], "%", aim=None,
+                note=f"{words}; {seconds:.1f} s",
+            ))
+            figures.append(single(
+                "peak memory of the tool, cold build", [bench.peak_mib(OLD, place / "build-home")], "MiB", aim=100.0
+            ))
     with bench.console.step(2, 4, "one file changed"):
         for ref, file, kind in ((PATCHED_GO, "kwbase/pkg/sql/system.go", "Go"),
                                 (PATCHED_CPP, "kwdbts2/src/ts_version.cpp", "C++")):

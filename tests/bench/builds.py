@@ -16,6 +16,7 @@ from kwdb_build.build import recipe as recipes
 from kwdb_build.build.caches import DIRECTORY
 from kwdb_build.build.history import FILE, BuildHistory, CacheUse
 from kwdb_build.build.remote import Remote
+from kwdb_build.build.run import Run
 from kwdb_build.build.store import ArtifactStore
 from kwdb_build.config import Settings
 from kwdb_build.console import Console
@@ -24,9 +25,9 @@ from kwdb_build.engine.docker import DockerEngine
 from kwdb_build.model import SOURCE_SUFFIX, Artifact, SourceTree
 from kwdb_build.scratch import scratch_directory
 from kwdb_build.upgrade.workshop import Workshop
+from tests.bench.downtime import peaks
+from tests.integration.tool import TOOLCHAIN, Tool
 from tests.minikwdb.repositories import MiniRepositories
-
-TOOLCHAIN = Path(__file__).parents[1] / "minikwdb" / "toolchain"
 
 
 class TimedEngine:
@@ -107,7 +108,7 @@ class Bench:
             return self.make(run, image)
 
     @contextlib.contextmanager
-    def working_copy(self, tree: SourceTree, image: str) -> Iterator[runner.Run]:
+    def working_copy(self, tree: SourceTree, image: str) -> Iterator[Run]:
         """A copy of the tree as the tool would build in it, with empty caches."""
         with DockerEngine.connect(self.settings.docker_host) as engine, scratch_directory(
             self.home / "work", "bench-"
@@ -118,13 +119,13 @@ class Bench:
                 settings=self.settings,
             )
             uid, gid = runner.build_identity()
-            run = runner.Run(
+            run = Run(
                 bench, scratch, uid=uid, gid=gid, cache=None, shared=Remote(), surroundings=conditions.USUAL
             )
             run.prepare()
             yield run
 
-    def make(self, run: runner.Run, image: str) -> float:
+    def make(self, run: Run, image: str) -> float:
         """Seconds of the bare command in a working copy: the compilers themselves, nothing of ours around make."""
         spec = run.make_spec()
         path = spec.environment["PATH"].replace(f"{recipes.COMPILERS}:", "")
@@ -157,6 +158,30 @@ class Bench:
         self.cold(old)
         ours = self.cold(new)
         return ours, bare, BuildHistory(self.home / FILE).all()[-1].cache
+
+    def after(self, first: str, second: str) -> tuple[float, float, str]:
+        """Builds a release without caches, then another one with what that left.
+
+        Seconds of the second build, the share in percent of its work that the caches spared it, and the counts in words.
+        """
+        shutil.rmtree(self.home / DIRECTORY, ignore_errors=True)
+        self.cold(self.fetch(first))
+        seconds = self.cold(self.fetch(second))
+        cold, warm = (record.cache for record in BuildHistory(self.home / FILE).all()[-2:])
+        done = warm.misses + warm.go_packages
+        total = warm.hits + warm.misses + cold.go_packages
+        words = f"{warm}; {warm.go_packages} Go packages compiled instead of {cold.go_packages}"
+        return seconds, 100 * (1 - done / total), words
+
+    def peak_mib(self, ref: str, home: Path) -> float:
+        """The most memory that the tool itself takes over a cold build, from a home where nothing is."""
+        tool = Tool(home=home, repositories=self.repositories, docker_host=self.workshop.engine.info().address)
+        running = tool.begin("build", ref, "--no-cache")
+        peak = peaks(running.pid)[running.pid]
+        _, said = running.communicate()
+        if running.returncode != 0:
+            raise RuntimeError(said)
+        return peak / (1 << 20)
 
     def look_up(self, ref: str, times: int) -> list[float]:
         """Seconds until an upgrade has its build when it was fetched and built before: fetch, find, verify, version."""

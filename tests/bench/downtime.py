@@ -170,35 +170,35 @@ def upgrade(tool: Tool, instance: Instance, ref: str, samples: Samples) -> None:
     """`kwdb-build upgrade` to a build that is there, with the memory of its processes."""
     with watched(instance, samples.upgrade) as told:
         running = tool.begin("upgrade", ref, "--store", str(instance.store), "-y", "--json")
-        peaks = _peaks(running.pid)
+        seen = peaks(running.pid)
         out, err = running.communicate()
         if running.returncode != 0:
             raise RuntimeError(err)
         told.append(float(json.loads((tool.newest_run() / "stopped.json").read_text(encoding="utf-8"))["began"]))
     result: dict[str, Any] = json.loads(out)["result"]
     samples.parts.append(result["downtime_parts"])
-    samples.tool_mib.append(peaks.pop(running.pid) / _MIB)
-    samples.verification_mib.append(max(peaks.values(), default=0) / _MIB)
+    samples.tool_mib.append(seen.pop(running.pid) / _MIB)
+    samples.verification_mib.append(max(seen.values(), default=0) / _MIB)
 
 
-def _peaks(pid: int) -> dict[int, int]:
+def peaks(pid: int) -> dict[int, int]:
     """High-water marks, in bytes, of the tool and of the Pythons it starts; returns when the tool has ended.
 
     Polled, as the kernel's own account of an ended process includes the processes that it waited for. A mark only
     grows, so that a poll late in a process's life has it.
     """
-    peaks: dict[int, int] = {pid: 0}
+    seen: dict[int, int] = {pid: 0}
     tool = psutil.Process(pid)
     while True:
         try:
             if tool.status() == psutil.STATUS_ZOMBIE:
-                return peaks
+                return seen
             for process in (tool, *tool.children(recursive=True)):
                 if process.pid == pid or Path(process.exe()).name.startswith("python"):
-                    peaks[process.pid] = max(peaks.get(process.pid, 0), _high_water(process.pid))
+                    seen[process.pid] = max(seen.get(process.pid, 0), _high_water(process.pid))
         except (psutil.Error, OSError, StopIteration):
             if not tool.is_running():
-                return peaks
+                return seen
         select.select([], [], [], _TICK_S)
 
 
