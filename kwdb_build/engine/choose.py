@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kwdb_build.engine.docker import DockerEngine, names_engine
+from kwdb_build.engine.docker import DockerEngine
+from kwdb_build.engine.reach import names_engine
 from kwdb_build.engine.sandbox import SandboxEngine
 from kwdb_build.errors import EngineError, UsageError
 

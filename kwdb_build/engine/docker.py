@@ -1,4 +1,4 @@
-"""The Docker engine (also Podman behind its Docker-compatible socket). The only place that imports docker-py."""
+"""The Docker engine (also Podman behind its Docker-compatible socket). Only this and reach.py import docker-py."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from kwdb_build import files
-from kwdb_build.engine.address import MINIMUM_API, candidate_sockets, check_api, default_address, is_remote, probe
+from kwdb_build.engine.address import is_remote
 from kwdb_build.engine.archive import LOCAL_PREFIX, read_archive
 from kwdb_build.engine.base import EngineInfo, RunResult, StoredImage
 from kwdb_build.engine.owner import owner, owner_lives
+from kwdb_build.engine.reach import Reached, reach
 from kwdb_build.engine.stream import BuildEvents, Sink
 from kwdb_build.engine.terminal import relay, require_terminal
 from kwdb_build.engine.volume import UNRELIABLE, forget_volumes, plain_volume
@@ -33,7 +34,6 @@ LABEL = "kwdb-build"
 _RUN_LABEL = "kwdb-build.run"
 _OWNER_LABEL = "kwdb-build.owner"
 _KEEP_LABEL = "kwdb-build.keep-failed"
-_API_TIMEOUT_S = 300
 _PIDS_LIMIT = 8192
 _SIGKILL_CODE = 137
 _CHUNK = 1 << 20
@@ -45,10 +45,11 @@ _HOST = re.compile(r"^(localhost|[^/]*[.:][^/]*)/")
 class DockerEngine:
     """One daemon, reached through its API. A context manager: leaving it closes the connections."""
 
-    def __init__(self, client: Any, *, address: str, kind: str = "docker") -> None:
-        self._api = client
-        self.address = address
-        self.kind = kind
+    def __init__(self, reached: Reached) -> None:
+        self._api = reached.client
+        self.address = reached.address
+        self.kind = reached.kind
+        self._rootless = reached.rootless
         self._active: set[str] = set()
         self._has_init = True
 
@@ -59,32 +60,7 @@ class DockerEngine:
         kind ('docker', 'podman') is what must answer; '' takes either. Podman is looked for at CONTAINER_HOST, its own
         variable. Errors: EngineError that tells apart not installed, not running, not allowed, unreachable, too old.
         """
-        address, tls = _which(docker_host, kind)
-        probe(address)
-        import docker
-        from docker.errors import DockerException
-
-        def client(version: str) -> Any:
-            return docker.APIClient(base_url=address, tls=tls or False, version=version, timeout=_API_TIMEOUT_S)
-
-        try:
-            # "auto" would leak its connection when the answer is strange or too old: a client of its own asks
-            with contextlib.closing(client(".".join(map(str, MINIMUM_API)))) as asking:
-                found = asking.version(api_version=False)
-                api = str(found["ApiVersion"])
-        except (DockerException, OSError, ValueError, KeyError, TypeError) as error:
-            raise EngineError(
-                f"what listens at {address} does not answer like a container engine", context=str(error),
-                hint="check the address and, for tcp, the TLS settings (DOCKER_TLS_VERIFY, DOCKER_CERT_PATH)",
-            ) from error
-        check_api(str(found.get("Version", "")), api, address=address)
-        answering = _kind(found)
-        if kind and kind != answering:
-            raise EngineError(
-                f"the engine at {address} is {answering}, not {kind}",
-                hint=f"--engine {answering}, or name the other one's address with --docker-host",
-            )
-        return cls(client(api), address=address, kind=answering)
+        return cls(reach(docker_host, kind))
 
     def close(self) -> None:
         """Close the connections to the daemon."""
@@ -316,6 +292,8 @@ class DockerEngine:
             pids_limit=_PIDS_LIMIT, mem_limit=spec.memory_bytes or None, memswap_limit=spec.memory_bytes or None,
             nano_cpus=int(spec.cpus * 1e9) or None, log_config=LogConfig(type="none"),
         )
+        if self._rootless and spec.mounts:
+            host["UsernsMode"] = "keep-id"  # docker-py lets no other word than "host" through
         answer = self._api.create_container(
             image=self._name(spec.image), command=list(spec.argv), entrypoint=[], environment=dict(spec.environment),
             working_dir=spec.workdir, user=f"{spec.uid}:{spec.gid}", hostname=spec.hostname, host_config=host,
@@ -426,6 +404,8 @@ class DockerEngine:
                     f"the engine at {self.address} does not see that directory: it must be on this machine, "
                     "and its file sharing must include the directory"
                 )
+            elif "no space left" in _said(error):
+                hint = f"make room in the engine's storage: {self.kind} system df; {self.kind} image prune"
             raise EngineError(
                 f"the container engine refused to {doing}", context=_said(error), hint=hint, log=log
             ) from error
@@ -444,43 +424,6 @@ def _said(error: Any) -> str:
 def _out_of_memory(state: Mapping[str, Any]) -> bool:
     """The engine's own word; it is set when the kernel killed any process of the container, not only the first."""
     return bool(state.get("OOMKilled"))
-
-
-def _kind(version: Mapping[str, Any]) -> str:
-    """Who answered a question for the version."""
-    return "podman" if "podman" in str(version.get("Components", "")).lower() else "docker"
-
-
-def names_engine(docker_host: str) -> bool:
-    """Whether a person or the docker client's settings name one engine, so that no other may be taken instead."""
-    return bool(docker_host or os.environ.get("DOCKER_HOST")) or _which("", "")[0] not in {
-        f"unix://{path}" for path in candidate_sockets()
-    }
-
-
-def _which(docker_host: str, kind: str) -> tuple[str, Any]:
-    """Address and TLS settings; TLS as DOCKER_TLS_VERIFY and DOCKER_CERT_PATH or the context say."""
-    from docker.context import ContextAPI
-    from docker.errors import DockerException
-    from docker.utils import kwargs_from_env
-
-    if kind == "podman" and not docker_host:
-        return os.environ.get("CONTAINER_HOST") or default_address(kind), None
-    try:
-        settings = kwargs_from_env(environment={**os.environ, **({"DOCKER_HOST": docker_host} if docker_host else {})})
-        if "base_url" in settings:
-            return str(settings["base_url"]), settings.get("tls")
-        context = ContextAPI.get_context(os.environ.get("DOCKER_CONTEXT"))
-    except (DockerException, OSError, ValueError) as error:
-        raise EngineError(
-            "the docker client's settings cannot be read", context=str(error),
-            hint="check DOCKER_HOST, DOCKER_CONTEXT, DOCKER_CERT_PATH and `docker context ls`",
-        ) from error
-    if context is None:
-        raise EngineError(f"no docker context {os.environ.get('DOCKER_CONTEXT', '')!r}", hint="docker context ls")
-    if context.Name == "default" or not context.Host:
-        return default_address(kind), None
-    return str(context.Host), context.TLSConfig
 
 
 def proxy_arguments(environment: Mapping[str, str]) -> dict[str, str]:

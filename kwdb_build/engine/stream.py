@@ -97,7 +97,8 @@ class BuildEvents:
         """Identity of the finished image; EngineError with the failed instruction and its last lines."""
         if self.error:
             seen = "\n".join([self.instruction, *self.tail, self.error]).strip()
-            raise EngineError(f"building the image {tag} failed", context=seen, hint="see the log", log=log)
+            hint = "make room in the engine's storage" if "no space left" in self.error else "see the log"
+            raise EngineError(f"building the image {tag} failed", context=seen, hint=hint, log=log)
         if not self.image_id:
             raise EngineError(
                 f"the engine ended the build of {tag} without a result", context="\n".join(self.tail),

@@ -17,12 +17,15 @@ import pytest
 from kwdb_build.config import Settings, load
 from kwdb_build.console import Console
 from kwdb_build.engine import address
+from kwdb_build.engine.base import Mount
 from kwdb_build.engine.choose import choose
+from kwdb_build.engine.docker import DockerEngine
 from kwdb_build.engine.sandbox import SandboxEngine
 from kwdb_build.errors import EngineError, ExitCode, UsageError
 from kwdb_build.upgrade.workshop import Workshop
 from tests.conftest import missing
 from tests.integration.enginebox import shell, tiny_image, tiny_root
+from tests.integration.sandboxes import NoPodmanError, podman_service
 
 # docker-py drops its socket without closing it when a connect fails
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
@@ -249,6 +252,29 @@ def test_as_an_ordinary_user(open_place: Path) -> None:
     assert "4321" in lines
     assert {"CapEff:\t0000000000000000", "NoNewPrivs:\t1"} <= set(lines)
     assert lines[-2:] == ["1", "owner 4321"], "the image is read-only"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_podman_of_an_ordinary_user(open_place: Path) -> None:
+    """Its ids are others outside: only a kept one can write to the directories of the user."""
+    user = 4321
+    written = open_place / "out"
+    written.mkdir(mode=0o700)
+    shutil.chown(written, user, user)
+    try:
+        with (
+            podman_service(user) as address, DockerEngine.connect(address, kind="podman") as engine,
+            tiny_image(engine, open_place) as image,
+        ):
+            result = engine.run(
+                shell(image, "touch /out/x && id -u", uid=user, gid=user, memory_bytes=1 << 28,
+                      mounts=(Mount(source=written, target="/out", read_only=False),)),
+                on_line=print, log=open_place / "log",
+            )
+    except NoPodmanError as error:
+        pytest.skip(str(error))
+    assert result.returncode == 0, (open_place / "log").read_text()
+    assert (written / "x").stat().st_uid == user
 
 
 @pytest.mark.usefixtures("sandbox")

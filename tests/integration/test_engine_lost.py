@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import http.server
 import json
+import os
 import socketserver
+import tarfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +16,10 @@ import pytest
 
 from kwdb_build.engine.base import Mount, RunSpec
 from kwdb_build.engine.docker import DockerEngine
+from kwdb_build.engine.reach import Reached
 from kwdb_build.errors import EngineError, ExitCode
-from tests.integration.enginebox import CutProxy, containers, shell, unique
+from tests.integration.enginebox import CutProxy, containers, shell, tiny_image, unique
+from tests.integration.sandboxes import NoPodmanError, podman_service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +76,16 @@ def test_too_old(impostor: UnixHttpServer) -> None:
     assert caught.value.exit_code == ExitCode.ENGINE
 
 
+def test_rootless_docker(impostor: UnixHttpServer) -> None:
+    """As /version and /info of such a Docker answer, in what matters."""
+    impostor.answer = {
+        "Version": "27.0.0", "ApiVersion": "1.46", "Components": [], "SecurityOptions": ["name=seccomp", "name=rootless"]
+    }
+    with pytest.raises(EngineError, match="is rootless") as caught:
+        DockerEngine.connect(f"unix://{impostor.server_address}")
+    assert "--engine sandbox" in caught.value.hint
+
+
 def test_some_other_service(impostor: UnixHttpServer) -> None:
     impostor.answer = {"hello": "world"}
     with pytest.raises(EngineError, match="does not answer like a container engine"):
@@ -99,7 +113,7 @@ def test_context_of_the_docker_client_is_used(tmp_path: Path, monkeypatch: pytes
 
 
 def test_remote_engine_cannot_mount_our_directories(tmp_path: Path) -> None:
-    engine = DockerEngine(None, address="tcp://builder.invalid:2376")
+    engine = DockerEngine(Reached(client=None, address="tcp://builder.invalid:2376"))
     spec = RunSpec(image="x", argv=("true",), uid=1, gid=1, mounts=(Mount(source=tmp_path, target="/x"),))
     with pytest.raises(EngineError, match="another machine"):
         engine.run(spec, on_line=print, log=tmp_path / "log")
@@ -147,6 +161,36 @@ def test_dies_in_an_image_build(engine: DockerEngine, image: str, proxy: CutProx
 
 
 @pytest.mark.engine
+def test_its_storage_is_full(tmp_path: Path) -> None:
+    """In the middle of an import and of an image build: said in the engine's words, and nothing has a name."""
+    recipe = tmp_path / "recipe"
+    recipe.mkdir()
+    (recipe / "Dockerfile").write_text("ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nCOPY large /large\n")
+    for large in (recipe / "large", tmp_path / "large"):
+        large.write_bytes(os.urandom(40 << 20))
+    with tarfile.open(tmp_path / "large.tar", "w") as tar:
+        tar.add(tmp_path / "large", "large")
+    log, tag = tmp_path / "log", "kwdb-build-test/large:1"
+    try:
+        with (
+            podman_service(storage="36m") as address, DockerEngine.connect(address) as engine,
+            tiny_image(engine, tmp_path) as image,
+        ):
+            with pytest.raises(EngineError) as imported:
+                engine.import_base(tmp_path / "large.tar", tag, environment={})
+            assert engine.image_id(tag) is None
+            with pytest.raises(EngineError) as built:
+                engine.build_image(
+                    recipe, dockerfile="Dockerfile", tag=tag, arguments={"BASE_IMAGE": image}, on_line=print, log=log
+                )
+            assert engine.image_id(tag) is None
+    except NoPodmanError as error:
+        pytest.skip(str(error))
+    for caught in (imported, built):
+        assert "no space left" in caught.value.context, caught.value
+        assert "make room" in caught.value.hint
+
+
 def test_dies_before_a_look_up(proxy: CutProxy) -> None:
     with DockerEngine.connect(proxy.address) as mortal:
         proxy.cut()

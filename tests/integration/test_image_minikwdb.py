@@ -99,7 +99,7 @@ def test_two_bases_are_the_same_bytes_and_hold_nothing_of_this_machine(
         base_image.make(archives, target, architecture="amd64", progress=Progress(), log=log)
     assert sha256_of(made[0]) == sha256_of(made[1])
 
-    sources, _ = apt.sources_for(prepared.toolchain.release, chosen=None)
+    sources, _ = apt.sources_for(prepared.toolchain.release, chosen="")
     hosts = {uri.split("://", 1)[1].split("/", 1)[0] for source in sources for uri in source.uris}
     secrets = {str(tmp_path), str(settings.home)}
     with tarfile.open(made[0]) as tar:
