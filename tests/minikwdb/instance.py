@@ -24,9 +24,10 @@ READINGS = 2000
 
 @dataclass(kw_only=True)
 class Instance:
-    """A server below `root` that listens on loopback only.
+    """A server below `root` that listens on loopback only, unless host says otherwise.
 
-    program: argv[0], as seen from bin/. prefix: words before it, such as a program that makes namespaces.
+    program: argv[0], as seen from bin/. prefix: words before it, such as a program that makes namespaces. host: as a
+    listen flag has it: "" is every address, IPv6 is in brackets.
     """
 
     root: Path
@@ -34,6 +35,7 @@ class Instance:
     program: str = "./kwbase"
     verb: str = "start-single-node"
     prefix: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
     sql_port: int = field(default_factory=free_port)
     http_port: int = field(default_factory=free_port)
     environment: dict[str, str] = field(default_factory=dict)
@@ -63,8 +65,8 @@ class Instance:
             self.program,
             self.verb,
             f"--certs-dir={self.certs}" if self.certs else "--insecure",
-            f"--listen-addr=127.0.0.1:{self.sql_port}",
-            f"--http-addr=127.0.0.1:{self.http_port}",
+            f"--listen-addr={self.host}:{self.sql_port}",
+            f"--http-addr={self.host}:{self.http_port}",
             f"--store={self.store}",
             *self.flags,
         ]
@@ -140,7 +142,7 @@ class Instance:
 
     def _security(self) -> dict[str, str]:
         if self.certs is None:
-            return {"host": "127.0.0.1", "sslmode": "disable"}
+            return {"host": self.host.strip("[]") or "127.0.0.1", "sslmode": "disable"}
         return {
             "host": "localhost",
             "sslmode": "verify-full",

@@ -53,6 +53,7 @@ type Server struct {
 	cfg        Config
 	faults     faults
 	store      *Store
+	moreLocks  []*os.File // of further stores
 	log        *logFile
 	node       *sql.Node
 	started    time.Time
@@ -94,10 +95,15 @@ func New(cfg Config) (*Server, error) {
 	if s.store, err = OpenStore(cfg.StoreDirs[0], cfg.Command); err != nil {
 		return nil, err
 	}
-	for _, extra := range cfg.StoreDirs[1:] { // further stores are kept, empty: one node has one file here
+	for _, extra := range cfg.StoreDirs[1:] { // further stores are locked and stay empty: one node has one file here
 		if err := os.MkdirAll(filepath.Join(extra, "auxiliary"), 0750); err != nil {
 			return nil, err
 		}
+		lock, err := lockFile(filepath.Join(extra, "LOCK"))
+		if err != nil {
+			return nil, fmt.Errorf("failed to create engines: %v", lockReason(err))
+		}
+		s.moreLocks = append(s.moreLocks, lock)
 	}
 	if cfg.LogDir == "" {
 		s.cfg.LogDir = s.store.path("logs")
