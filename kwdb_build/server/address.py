@@ -7,10 +7,12 @@ port choice, but they stay after a stop: only what the process really listens on
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kwdb_build.errors import StartError, UsageError
@@ -20,8 +22,8 @@ from kwdb_build.server.startflags import HostPort
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
-    from pathlib import Path
 
+    from kwdb_build.model import Deployment
     from kwdb_build.server.startflags import StartFlags
 
 _PROBE_TIMEOUT_S = 3.0
@@ -165,12 +167,48 @@ def port_free(address: Address) -> bool:
     return True
 
 
-def await_ports_free(addresses: Collection[Address | None]) -> None:
-    """Give a port a short while to be given back; StartError then names who has it."""
+def unix_sockets(pid: int) -> tuple[Path, ...]:
+    """Unix sockets that a process has bound, as absolute paths. Errors: AccessError, ServerNotFoundError."""
+    import psutil
+
+    cwd = Path(proc.read_link(pid, "cwd"))
+    try:
+        found = psutil.Process(pid).net_connections(kind="unix")
+    except psutil.AccessDenied as error:
+        raise proc.access_error(pid, "the sockets") from error
+    except psutil.NoSuchProcess as error:
+        raise proc.gone(pid, ProcessLookupError(str(error))) from error
+    return tuple(Path(os.path.normpath(cwd / str(one.laddr))) for one in found if one.laddr)
+
+
+def clear_the_way(deployment: Deployment, *, wait_s: float = _PORT_WAIT_S) -> None:
+    """Before a start: wait a little for ports to be given back, and remove the socket of a server that was killed.
+
+    kwbase removes its Unix socket at a clean end only, and does not start over one. Errors: StartError names who has
+    a port or the socket.
+    """
+    _await_ports_free((deployment.sql, deployment.http), wait_s)
+    start = deployment.start
+    place = Path(startflags.parse(start.argv, cwd=str(start.cwd), environ=start.environ).socket)
+    if not place.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_PROBE_TIMEOUT_S)
+        try:
+            probe.connect(str(place))
+        except ConnectionRefusedError:  # nobody's
+            place.unlink(missing_ok=True)
+            return
+        except OSError:
+            return  # whatever it is: kwbase says it better
+    raise StartError(f"somebody else listens on the Unix socket {place}", hint="end that process (`ss -lxp`)")
+
+
+def _await_ports_free(addresses: Collection[Address | None], wait_s: float) -> None:
     from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
     for attempt in Retrying(
-        stop=stop_after_delay(_PORT_WAIT_S), wait=wait_fixed(0.2), retry=retry_if_exception_type(StartError),
+        stop=stop_after_delay(wait_s), wait=wait_fixed(0.2), retry=retry_if_exception_type(StartError),
         reraise=True,
     ):
         with attempt:

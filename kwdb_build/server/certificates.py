@@ -38,6 +38,18 @@ def read(directory: Path, user: str = "root") -> tuple[Certificate, ...]:
     return tuple(_read(directory / name) for name in names if (directory / name).exists())
 
 
+def shown_by_node(directory: Path) -> tuple[bytes, ...]:
+    """The certificates (DER) that the HTTP port of a node with this directory may show; unreadable ones are left out.
+
+    kwbase takes ui.crt for it where there is one (security/certificate_loader.go), else the node's.
+    """
+    found = []
+    for name in ("ui.crt", "node.crt"):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(ssl.PEM_cert_to_DER_cert(_first((directory / name).read_text(encoding="ascii"))))
+    return tuple(found)
+
+
 def _read(path: Path) -> Certificate:
     exposed = None
     key = path.with_suffix(".key")

@@ -7,7 +7,9 @@ without ready=1 answers before the node can serve, and an SQL answer does not sa
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
+import socket
 import ssl
 import time
 from dataclasses import dataclass
@@ -16,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from kwdb_build import sql
 from kwdb_build.errors import StartError
-from kwdb_build.model import NodeIdentity
-from kwdb_build.server import address, capture, locks, logs, proc
+from kwdb_build.model import Address, NodeIdentity
+from kwdb_build.server import address, capture, certificates, locks, logs, proc
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +35,8 @@ _LONGER = 1.15
 """Each round waits a little longer: a server that is up at once is noticed at once, a slow one is not pestered."""
 _BANNER_GRACE_S = 20.0
 """A cluster node was seen to print its banner seconds after it was ready."""
+_CLIENTS_NAME = ".s.PGSQL."
+"""PostgreSQL's clients are given a directory and a port, and look for this name and the port in it."""
 OK = 200
 
 
@@ -128,13 +132,16 @@ class _Waiting:
         return self.deployment.http is None or self._health().status == OK
 
     def answers(self) -> bool:
-        """`SELECT 1` comes back."""
+        """`SELECT 1` comes back, by the port and by the Unix socket where the server has one."""
         try:
-            with sql.Session(self.login, connect_timeout_s=2, statement_timeout_s=5) as session:
-                return bool(session.value("SELECT 1") == 1)
+            for login in filter(None, (self.login, local_login(self.deployment, self.login))):
+                with sql.Session(login, connect_timeout_s=2, statement_timeout_s=5) as session:
+                    if session.value("SELECT 1") != 1:
+                        return False
         except sql.SqlError as error:
             self.seen = (error.context or error.message).splitlines()[0]
             return False
+        return True
 
     def banner(self, *, wanted: bool) -> logs.Banner | None:
         """The banner of this start; a server can be told to log it nowhere, so that its absence is no error."""
@@ -219,21 +226,52 @@ def check_identity(found: NodeIdentity, banner: logs.Banner | None, expect: Node
 def health(deployment: Deployment, *, timeout_s: float = _PROBE_TIMEOUT_S) -> Health:
     """Ask /health?ready=1 once. Never raises: who does not answer has status 0.
 
-    A secure server shows a certificate of its own CA; its host name is proven by SQL (verify-full), not here. Such a
-    server answers plain http on the same port as well, which is asked when TLS cannot be had.
+    So has who does not show a secure server's own certificate: somebody else has the port, and a server of KWDB answers
+    plain http beside TLS, whoever asks.
     """
     if deployment.http is None:
         return Health(status=0, text="no HTTP address")
-    if deployment.certs_dir is not None:
-        with contextlib.suppress(OSError):
-            context = ssl.create_default_context(cafile=str(deployment.certs_dir / "ca.crt"))
-            context.check_hostname = False
-            return _ask(http.client.HTTPSConnection(
-                deployment.http.host, deployment.http.port, timeout=timeout_s, context=context))
+    host, port = deployment.http.host, deployment.http.port
+    secure = deployment.certs_dir is not None and not capture.flags_of(deployment).plain_http
     try:
-        return _ask(http.client.HTTPConnection(deployment.http.host, deployment.http.port, timeout=timeout_s))
+        if not secure:
+            return _ask(http.client.HTTPConnection(host, port, timeout=timeout_s))
+        connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=_any_certificate())
+        with contextlib.closing(connection):
+            connection.connect()
+            if not _is_own(connection.sock.getpeercert(binary_form=True), deployment, timeout_s):
+                return Health(
+                    status=0, text=f"the certificate shown at {deployment.http} is not this server's "
+                    f"({deployment.certs_dir}): another server has that port",
+                )
+            return _ask(connection)
     except OSError as error:
         return Health(status=0, text=str(error))
+
+
+def _any_certificate() -> ssl.SSLContext:
+    """It is compared by _is_own: a certificate names hosts that we may not dial."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _is_own(shown: bytes | None, deployment: Deployment, timeout_s: float) -> bool:
+    """The very certificate in the server's directory, or one (renewed since it was read) of its CA for its name."""
+    if deployment.certs_dir is None or deployment.http is None:
+        return False
+    if shown in certificates.shown_by_node(deployment.certs_dir):
+        return True
+    for name in ("ca-ui.crt", "ca.crt"):
+        with contextlib.suppress(OSError, ValueError):
+            context = ssl.create_default_context(cafile=str(deployment.certs_dir / name))
+            with (
+                socket.create_connection((deployment.http.host, deployment.http.port), timeout=timeout_s) as plain,
+                context.wrap_socket(plain, server_hostname=deployment.sql.host),
+            ):
+                return True
+    return False
 
 
 def _ask(connection: http.client.HTTPConnection) -> Health:
@@ -297,8 +335,22 @@ def require_still_well(deployment: Deployment, ready: Ready, login: sql.Login) -
             raise StartError(f"{name} is loaded from {loaded.get(name)} and no longer from {path}")
 
 
+def local_login(deployment: Deployment, login: sql.Login) -> sql.Login | None:
+    """A login by the server's Unix socket; None without one, or where that takes a password and none is known."""
+    place = Path(capture.flags_of(deployment).socket)
+    port = place.name.removeprefix(_CLIENTS_NAME)
+    if not (place.name.startswith(_CLIENTS_NAME) and port.isdigit()) or (login.certs_dir and not login.password_file):
+        return None
+    return dataclasses.replace(login, address=Address(host=str(place.parent), port=int(port)), dial="")
+
+
 def require_addresses(deployment: Deployment, pid: int) -> None:
     """StartError unless a process itself listens where the captured server did."""
+    place = capture.flags_of(deployment).socket
+    if place and Path(place) not in address.unix_sockets(pid):
+        raise StartError(
+            f"the server does not listen on its Unix socket {place}", hint="is its --socket-dir there, and writable?"
+        )
     sockets = address.listening(pid)
     for name, wanted in (("SQL", deployment.sql), ("HTTP", deployment.http)):
         if wanted is not None and all(one.port != wanted.port for one in sockets):

@@ -64,7 +64,7 @@ class HostPort:
 
 @dataclass(frozen=True, kw_only=True)
 class StartFlags:
-    """A start command understood. log_dir is '' when logging to files is off."""
+    """A start command understood. log_dir is '' when logging to files is off, socket when there is no Unix socket."""
 
     command: str
     values: dict[str, tuple[str, ...]]
@@ -79,6 +79,7 @@ class StartFlags:
     background: bool
     log_dir: str
     pid_file: str
+    socket: str
 
     def last(self, name: str, default: str = "") -> str:
         """The value that counts when a flag is given several times."""
@@ -158,6 +159,7 @@ def parse(argv: Sequence[str], *, cwd: str, environ: Mapping[str, str]) -> Start
         background=_true(values, "background"),
         log_dir=_absolute(values["log-dir"][-1], cwd) if "log-dir" in values else default_logs,
         pid_file=_absolute(last("pid-file"), cwd),
+        socket=_absolute(_socket(values, environ, listen.port), cwd),
     )
 
 
@@ -193,6 +195,15 @@ def _host_port(text: str, default_port: int, *, host: str = "", port: str = "") 
     found = parse_host_port(text, default_port)
     # --host and --port are kwbase's old, hidden spellings of the same setting.
     return HostPort(host=found.host or host, port=parse_host_port(f":{port}", found.port).port if port else found.port)
+
+
+def _socket(values: Mapping[str, tuple[str, ...]], environ: Mapping[str, str], port: int) -> str:
+    """The Unix socket: --socket as it is, else one in --socket-dir; a flag counts before its variable."""
+    given = {
+        name: values[name][-1] if values.get(name) else environ.get(variable, "")
+        for name, variable in (("socket", "KWBASE_SOCKET"), ("socket-dir", "KWBASE_SOCKET_DIR"))
+    }
+    return given["socket"] or (posixpath.join(given["socket-dir"], f".s.PGSQL.{port}") if given["socket-dir"] else "")
 
 
 def _true(values: Mapping[str, tuple[str, ...]], name: str) -> bool:

@@ -46,13 +46,12 @@ _OWN = frozenset({
 })
 _DROPPED = frozenset({
     "join", "background", "host", "port", "http-host", "http-port", "sql-addr", "advertise-addr", "advertise-host",
-    "advertise-port", "advertise-sql-addr", "locality-advertise-addr", "cluster-name",
+    "advertise-port", "advertise-sql-addr", "locality-advertise-addr", "cluster-name", "socket-dir",
     "disable-cluster-name-verification", "upgrade-complete", "socket", "cgroup-user", "buffer-pool-size",
     "restful-port", "import-filename", "import-path", "import-password", "extra-startup-item", "max-disk-temp-storage",
 })
 _PATHS = frozenset({
     "ts-store", "pid-file", "listening-url-file", "log-dir", "external-io-dir", "temp-dir", "sql-audit-dir",
-    "socket-dir",
 })
 _DROPPED_VARIABLES = frozenset({"KWBASE_SOCKET", "KWBASE_SOCKET_DIR"})
 _SMALL = (("cache", "64MiB"), ("max-sql-memory", "128MiB"))

@@ -51,7 +51,7 @@ def restart(deployment: Deployment, settings: Settings, console: Console, *, ass
     """Stop and start; the capture is kept in a file first, so that a cut-off restart can be finished by hand."""
     from kwdb_build.files import private_directory
     from kwdb_build.server import readiness, saved, supervisor, watch
-    from kwdb_build.server.address import await_ports_free
+    from kwdb_build.server.address import clear_the_way
 
     commands = commands_of(settings, settings.home / "logs")
     gate.require_supported_deployment(deployment, commands)
@@ -78,7 +78,7 @@ def restart(deployment: Deployment, settings: Settings, console: Console, *, ass
             began = time.time()
             stopped = _stop(1, 3, keeper, deployment, settings, console)
             with console.step(2, 3, "start"):
-                await_ports_free((deployment.sql, deployment.http))
+                clear_the_way(deployment)
                 started = keeper.start(deployment, log_dir=logs)
                 ready = readiness.wait_ready(
                     deployment=deployment, started=started, login=login, expect=identity,
@@ -145,7 +145,7 @@ def start_stopped(
     """
     from kwdb_build.files import private_directory
     from kwdb_build.server import locks, logs, readiness, supervisor
-    from kwdb_build.server.address import require_ports_free
+    from kwdb_build.server.address import clear_the_way
 
     stores = tuple(store.path for store in deployment.stores)
     held = {store: pid for store, pid in locks.holders(stores).items() if not draining or pid != deployment.pid}
@@ -167,7 +167,7 @@ def start_stopped(
         if draining:
             keeper.prepare()
             _stop(1, 3, keeper, deployment, settings, console, told_already=True)
-        require_ports_free((deployment.sql, deployment.http))
+        clear_the_way(deployment, wait_s=0)
         with console.step(total - 1, total, "start"):
             started = keeper.start(deployment, log_dir=private_directory(settings.home / "logs"))
             ready = readiness.wait_ready(

@@ -83,11 +83,11 @@ def start_server(context: Context, *, label: str) -> Any:
     import time
 
     from kwdb_build.server import readiness
-    from kwdb_build.server.address import await_ports_free
+    from kwdb_build.server.address import clear_the_way
     from kwdb_build.server.validate import lower_limits
     from kwdb_build.verify import logs
 
-    await_ports_free((context.deployment.sql, context.deployment.http))
+    clear_the_way(context.deployment)
     deployment = context.renewed if label == "new" else context.deployment
     _note(context, context.run.log_mark, logs.mark_logs([server_log(context).parent]))
     started = context.supervisor.start(

@@ -208,18 +208,3 @@ def test_dry_run_writes_nothing(tool: Tool, make_server: MakeServer) -> None:
     assert tool.upgrade(server, "V1.1.0", "-n").code == ExitCode.OK
     assert world() == before
     assert server.pid() == pid
-
-
-def test_restart(tool: Tool, make_server: MakeServer) -> None:
-    server = make_server("V1.0.0")
-    pid = server.pid()
-    assert pid is not None
-    before = start_facts(pid)
-    answer = tool("restart", "--store", str(server.store), "-y", "--json")
-    assert answer.code == ExitCode.OK, answer.err
-    new = server.pid()
-    assert new == answer.json["restart"]["pid"]
-    assert new is not None
-    assert new != pid
-    assert start_facts(new) == before
-    assert server.counts() == ROWS

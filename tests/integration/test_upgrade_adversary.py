@@ -360,35 +360,9 @@ def test_a_rollback_of_a_kept_upgrade_that_is_killed_is_an_open_run(tool: Tool, 
     assert server.counts() == ROWS
 
 
-class SixInstance(Instance):
-    """Listens on IPv6 loopback only."""
-
-    def argv(self) -> list[str]:
-        return [word.replace("127.0.0.1:", "[::1]:") for word in super().argv()]
-
-    def connect(self, timeout_s: float = 30) -> psycopg.Connection[tuple[object, ...]]:
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                return psycopg.connect(host="::1", port=self.sql_port, user="root", dbname="defaultdb",
-                                       sslmode="disable", autocommit=True, prepare_threshold=None,
-                                       cursor_factory=psycopg.ClientCursor, connect_timeout=5)
-            except psycopg.OperationalError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
-
-
-def test_ipv6_and_a_slow_start(tool: Tool, mini_build: Callable[[str], Artifact], tmp_path: Path) -> None:
-    server = SixInstance(root=tmp_path / "six", background=False, environment={"MINIKWDB_FAULT_V1_1_0": "slow-start:2"})
-    server.root.mkdir()
-    server.install(mini_build("V1.0.0").path)
-    server.start()
-    try:
-        server.write_rows()
-        answer = tool.upgrade(server, "V1.1.0", "--json")
-        assert answer.code == ExitCode.OK, answer.err
-        assert version_of(server) == "V1.1.0"
-        assert server.counts() == ROWS
-    finally:
-        server.stop()
+def test_ipv6_and_a_slow_start(tool: Tool, make_server: MakeServer) -> None:
+    server = make_server("V1.0.0", host="[::1]", background=False, environment={"MINIKWDB_FAULT_V1_1_0": "slow-start:2"})
+    answer = tool.upgrade(server, "V1.1.0", "--json")
+    assert answer.code == ExitCode.OK, answer.err
+    assert version_of(server) == "V1.1.0"
+    assert server.counts() == ROWS
