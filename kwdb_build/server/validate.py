@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from kwdb_build.errors import KwdbBuildError, RefusedError
 from kwdb_build.model import CheckResult, Verdict
-from kwdb_build.server import certificates, locks, proc, startflags
+from kwdb_build.server import certificates, cgroups, locks, proc, startflags
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -56,6 +56,7 @@ def check(
         *_certificates(deployment, user),
         *_limits(deployment),
         *_environment(deployment),
+        *_company(deployment),
         *_join(flags),
     )
 
@@ -224,6 +225,17 @@ def _environment(deployment: Deployment) -> Iterator[CheckResult]:
     if "KW_FORCE_RECOVER" in deployment.start.dropped:
         yield _warn("KW_FORCE_RECOVER", "the server was started with it; it is left out, as it forces a recovery",
                     "take it out of your own start script, too")
+
+
+def _company(deployment: Deployment) -> Iterator[CheckResult]:
+    """A server that nobody supervises is a child of ours: what ends us and ours must not end it."""
+    if deployment.supervisor != "none":
+        return
+    if company := cgroups.ends_with(cgroups.lines(os.getpid()), deployment.start.cgroup):
+        yield _warn(
+            "control group", f"the server will end {company}",
+            "start kwdb-build by `systemd-run --scope`, or make the server a unit (`kwdb-build capture --as systemd`)",
+        )
 
 
 def _join(flags: StartFlags) -> Iterator[CheckResult]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,49 @@ def test_groups_of_systemd_are_left_to_it(mounted: Path, path: str) -> None:
         finally:
             child.kill()
     assert not (place / "cgroup.procs").exists()
+
+
+LOGIN = "0::/user.slice/user-65534.slice/session-7.scope"
+
+
+@pytest.fixture
+def logind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """What busctl prints of systemd-logind's settings, and systemctl of any unit's KillMode=."""
+
+    def say(kill: bool, only: str = "as 0", exempt: str = 'as 1 "root"', mode: str = "process") -> None:
+        for program, text in (("busctl", f"b {str(kill).lower()}\n{only}\n{exempt}"), ("systemctl", mode)):
+            (tmp_path / program).write_text(f"#!/bin/sh\ncat <<'END'\n{text}\nEND\n")
+            (tmp_path / program).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    return say
+
+
+def test_a_login_that_takes_its_processes_along_is_told(logind: Callable[..., None]) -> None:
+    logind(kill=False)
+    assert cgroups.ends_with((LOGIN,), ("0::/",)) == ""
+    logind(kill=True)
+    told = cgroups.ends_with((LOGIN,), ("0::/",))
+    assert "session-7.scope" in told
+    assert "KillUserProcesses" in told
+    assert cgroups.ends_with((LOGIN,), (LOGIN,)) == "", "it was so before"
+    assert cgroups.ends_with((LOGIN.replace("65534", "0"),), ()) == "", "root is exempt"
+    logind(kill=True, only='as 2 "eve" "mallory"')
+    assert cgroups.ends_with((LOGIN,), ()) == ""
+    logind(kill=True, only='as 2 "eve" "nobody"')
+    assert cgroups.ends_with((LOGIN,), ()) != ""
+
+
+def test_a_service_takes_its_processes_along(logind: Callable[..., None]) -> None:
+    there = ("1:name=systemd:/system.slice/runner.service",)
+    logind(kill=False)
+    assert cgroups.ends_with(there, ("0::/",)) == ""
+    logind(kill=False, mode="control-group")
+    assert "runner.service" in cgroups.ends_with(there, ("0::/",))
+    for path in ("/", "/system.slice/run-r1.scope", "/user.slice/user-1.slice/user@1.service/app.slice/x.scope"):
+        assert cgroups.ends_with((f"0::{path}",), ()) == ""
+
+
+def test_without_logind_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert not cgroups.kills_at_logout("nobody")
