@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kwdb_build import command
 from kwdb_build.errors import NotStoppedError, StartError
@@ -62,6 +64,27 @@ def test_argv_environment_and_directory_to_the_byte(tmp_path: Path) -> None:
     assert output.startswith("a name|-c|")
     assert os.fsencode(place).decode("utf-8", "replace") in output
     assert "A=|B=x=y\n\N{REPLACEMENT CHARACTER} 'ü'|PATH=" in output
+
+
+_BYTES = st.binary(max_size=20).filter(lambda data: b"\0" not in data)
+_VARIABLE = st.binary(min_size=1, max_size=12).filter(lambda data: not {*b"\0="} & {*data})
+
+
+@settings(max_examples=30)
+@given(words=st.lists(_BYTES, max_size=5), variables=st.dictionaries(_VARIABLE, _BYTES, max_size=5))
+def test_any_command_line_and_environment_arrives(words: list[bytes], variables: dict[bytes, bytes]) -> None:
+    """The whole way: through our JSON, the launcher and its execve, into a process of its own."""
+    show = "/bin/cat /proc/$$/cmdline; echo THE-END-OF-THE-COMMAND-LINE; /bin/cat /proc/$$/environ"
+    argv = ("a name", "-c", show, *map(os.fsdecode, words))
+    environ = {os.fsdecode(name): os.fsdecode(value) for name, value in variables.items()}
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    with os.fdopen(reader, "rb") as stream:
+        pid = spawn.launch(wanted("", argv=argv, environ=environ), stdout=writer, stderr=writer)
+        os.close(writer)
+        cmdline, _, environment = stream.read().partition(b"\0THE-END-OF-THE-COMMAND-LINE\n")
+    assert command.reap(pid, 30) == 0
+    assert cmdline.split(b"\0")[3:] == words
+    assert environment == b"".join(name + b"=" + value + b"\0" for name, value in variables.items())
 
 
 def test_limits_and_priorities() -> None:

@@ -213,7 +213,7 @@ def test_a_restart_that_gave_up_waiting_is_finished_without_a_second_signal(
     assert server.counts() == ROWS
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_ctrl_c_in_the_middle_of_a_restart(tool: Tool, make_server: MakeServer, times: int) -> None:
     server = make_server("V1.0.0", environment={"MINIKWDB_FAULT": "slow-drain:2"})
     pid = server.pid()

@@ -34,7 +34,9 @@ def log_of(server: Instance, pid: int) -> str:
     return found[0].read_text(errors="replace")
 
 
-@pytest.mark.parametrize(("how", "again"), [("in time", "resume"), ("killed", "rollback")])
+@pytest.mark.parametrize(
+    ("how", "again"), [pytest.param("in time", "resume", marks=pytest.mark.slow), ("killed", "rollback")]
+)
 def test_a_new_version_that_drains_long_is_told_once_and_waited_for(
     tool: Tool, make_server: MakeServer, faults: str, how: str, again: str
 ) -> None:
@@ -81,6 +83,7 @@ def test_a_new_version_that_ignores_sigterm_is_killed_with_consent_only(
     assert "V1.1.0 " in server.value("SELECT version()")
 
 
+@pytest.mark.slow
 def test_an_old_version_that_cannot_read_the_data_is_told_with_the_way_out(tool: Tool, make_server: MakeServer) -> None:
     server = make_server("V1.0.0", environment={"MINIKWDB_FAULT_V1_1_0": "wrong-answer"})
     answer = tool.upgrade(server, "V1.1.0", "--no-backup", "--no-trial")
