@@ -13,7 +13,7 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kwdb_build.errors import ArtifactError, SpaceError
+from kwdb_build.errors import ArtifactError, SpaceError, UsageError
 from kwdb_build.model import FileRecord, to_json
 
 if TYPE_CHECKING:
@@ -52,8 +52,15 @@ def fsync_file(path: Path) -> None:
         os.close(fd)
 
 
+def require_file(path: Path) -> None:
+    """UsageError for what is there and is no file: a rename would take /dev/null away from the whole machine."""
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no regular file", hint="name a file: it is replaced as a whole")
+
+
 def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
     """Replace path by data: temporary file beside it (created with the final mode), fsync, rename, fsync directory."""
+    require_file(path)
     content = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)

@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 from kwdb_build.build.inspection import architecture_of, inspect, require, this_architecture
 from kwdb_build.build.store import BESIDE, DIRECTORIES, MANIFEST, parse_manifest
 from kwdb_build.errors import AccessError, ArtifactError, LockedError, SpaceError, UsageError
-from kwdb_build.files import fsync_directory, require_space, write_atomic
+from kwdb_build.files import fsync_directory, require_file, require_space, write_atomic
 from kwdb_build.scratch import scratch_directory
 
 if sys.version_info >= (3, 14):
@@ -162,6 +162,7 @@ class _Hashing(io.RawIOBase):
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[IO[bytes]]:
     """A file that takes target's name at the end, durable; what a killed export left is overwritten by the next."""
+    require_file(target)
     partial = target.with_name(f".{target.name}.part")
     with partial.open("ab") as stream:
         try:

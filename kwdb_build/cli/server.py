@@ -78,11 +78,15 @@ def capture(console: Console, settings: Settings, *, pid: int | None, store: Pat
 
     What may be secret is shown as <redacted>; only a file gets it (-o).
     """
+    from kwdb_build.errors import UsageError
     from kwdb_build.server import export
 
     deployment = _captured(pid, store, listen)
     if output is not None:
-        _write_capture(deployment, settings, form or "json", Path(output).absolute())
+        try:
+            _write_capture(deployment, settings, form or "json", Path(output).resolve())
+        except OSError as error:
+            raise UsageError(f"cannot write {output}: {error.strerror}", hint="-o takes the path of a file") from error
         console.note(f"written to {output} (mode 0600: it holds environment values)")
     if form == "systemd":
         console.text(export.unit_text(deployment.start, redact=True))

@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from kwdb_build import command
 from kwdb_build.errors import BundleError, UsageError
-from kwdb_build.files import fsync_directory, human_bytes, require_space, sha256_of
+from kwdb_build.files import fsync_directory, human_bytes, require_file, require_space, sha256_of
 from kwdb_build.model import SOURCE_SUFFIX, Patch, SourceTree, to_json
 from kwdb_build.scratch import scratch_directory
 from kwdb_build.source.client import GitClient
@@ -126,6 +126,7 @@ def members_of(directory: Path) -> tuple[Member, ...]:
 
 def write_bundle(contents: Contents, directory: Path, target: Path, *, sign: Path | None, progress: Progress) -> str:
     """Pack directory into target; it appears only when it is whole and on disk. Returns the digest of its contents."""
+    require_file(target)
     text = (json.dumps(to_json(contents), indent=1, sort_keys=True) + "\n").encode()
     signature = _sign(text, sign) if sign is not None else b""
     fd, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from kwdb_build import files
-from kwdb_build.errors import ArtifactError, SpaceError
+from kwdb_build.errors import ArtifactError, SpaceError, UsageError
 
 
 def test_write_atomic_replaces_whole_files_with_the_asked_mode(tmp_path: Path) -> None:
@@ -20,6 +21,26 @@ def test_write_atomic_replaces_whole_files_with_the_asked_mode(tmp_path: Path) -
     files.write_atomic(target, "two")
     assert target.read_text(encoding="utf-8") == "two"
     assert target.stat().st_ino != inode
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to it", "directory"])
+def test_what_is_no_file_is_never_replaced_by_one(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "target"
+    if kind == "pipe":
+        os.mkfifo(target)
+    elif kind == "directory":
+        target.mkdir()
+    elif kind == "link to it":
+        target.symlink_to(os.devnull)
+    elif os.geteuid() == 0:
+        os.mknod(target, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    else:
+        pytest.skip("only root makes devices")
+    before = target.lstat()
+    with pytest.raises(UsageError, match="no regular file"):
+        files.write_atomic(target, "x")
+    assert target.lstat() == before
     assert list(tmp_path.iterdir()) == [target]
 
 
