@@ -11,6 +11,7 @@ import os
 import socket
 import ssl
 import struct
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,13 +22,14 @@ from kwdb_build.server import proc, startflags
 from kwdb_build.server.startflags import HostPort
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from kwdb_build.model import Deployment
     from kwdb_build.server.startflags import StartFlags
 
 _PROBE_TIMEOUT_S = 3.0
 _PORT_WAIT_S = 10.0
+_POLL_S = 0.1
 _SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 """PostgreSQL's question whether the server speaks TLS; the answer is one letter."""
 
@@ -187,7 +189,10 @@ def clear_the_way(deployment: Deployment, *, wait_s: float = _PORT_WAIT_S) -> No
     kwbase removes its Unix socket at a clean end only, and does not start over one. Errors: StartError names who has
     a port or the socket.
     """
-    _await_ports_free((deployment.sql, deployment.http), wait_s)
+    deadline = time.monotonic() + wait_s
+    while not all(map(port_free, filter(None, (deployment.sql, deployment.http)))) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    require_ports_free((deployment.sql, deployment.http))
     start = deployment.start
     place = Path(startflags.parse(start.argv, cwd=str(start.cwd), environ=start.environ).socket)
     if not place.is_socket():
@@ -202,17 +207,6 @@ def clear_the_way(deployment: Deployment, *, wait_s: float = _PORT_WAIT_S) -> No
         except OSError:
             return  # whatever it is: kwbase says it better
     raise StartError(f"somebody else listens on the Unix socket {place}", hint="end that process (`ss -lxp`)")
-
-
-def _await_ports_free(addresses: Collection[Address | None], wait_s: float) -> None:
-    from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
-
-    for attempt in Retrying(
-        stop=stop_after_delay(wait_s), wait=wait_fixed(0.2), retry=retry_if_exception_type(StartError),
-        reraise=True,
-    ):
-        with attempt:
-            require_ports_free(addresses)
 
 
 def require_ports_free(addresses: Iterable[Address | None]) -> None:

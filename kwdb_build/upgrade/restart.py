@@ -50,7 +50,7 @@ class Restarted:
 def restart(deployment: Deployment, settings: Settings, console: Console, *, assume_yes: bool) -> Restarted:
     """Stop and start; the capture is kept in a file first, so that a cut-off restart can be finished by hand."""
     from kwdb_build.files import private_directory
-    from kwdb_build.server import readiness, saved, supervisor, watch
+    from kwdb_build.server import proc, readiness, saved, supervisor, watch
     from kwdb_build.server.address import clear_the_way
 
     commands = commands_of(settings, settings.home / "logs")
@@ -67,6 +67,8 @@ def restart(deployment: Deployment, settings: Settings, console: Console, *, ass
         hold_stores(stores), _way_out(kept, deployment, interrupts), watch.begin(login) as seen,
     ):
         require_no_open_run(settings)
+        if not proc.is_alive(deployment.pid, deployment.started_at):  # another restart had the lock until now
+            raise proc.gone(deployment.pid, ProcessLookupError("it has ended since it was captured"))
         saved.save(deployment, kept)
         identity = readiness.identity(login)
         series = _a_series(login)
