@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from kwdb_build import __version__
-from kwdb_build.errors import AccessError, KwdbBuildError, SpaceError
+from kwdb_build.errors import AccessError, ExitCode, KwdbBuildError, SpaceError
 
 _VERBS = {
     "upgrade": ("run", "Upgrade a running kwbase to a git reference, or go back by itself."),
@@ -95,11 +95,10 @@ def main(argv: list[str]) -> int:
         with contextlib.suppress(OSError):
             error.show()
         return error.exit_code
-    except click.exceptions.Abort:
-        return 130
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped by Ctrl-C\n")
-        return 130
+    except (click.exceptions.Abort, KeyboardInterrupt):  # click makes the one of the other
+        with contextlib.suppress(OSError):
+            sys.stderr.write("stopped on request\n")
+        return int(ExitCode.INTERRUPTED)
     except KwdbBuildError as error:
         _show(error, as_json=as_json)
         return int(error.exit_code)

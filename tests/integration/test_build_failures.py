@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +20,7 @@ from tests.integration.tool import Tool, clean_environment
 from tests.minikwdb.repositories import MiniRepositories
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
-LABEL = "kwdb-build"
+MAIN = Path(__file__).parents[1] / "minikwdb" / "source" / "main"
 
 
 @pytest.fixture
@@ -142,6 +145,39 @@ def test_a_shell_needs_a_terminal(tmp_path: Path, repositories: MiniRepositories
     answer = tool("build", "V1.1.2", "--shell-on-failure")
     assert answer.code == ExitCode.USAGE
     assert "terminal" in answer.err
+
+
+OTHER_MACHINE = r"\267" if platform.machine() == "x86_64" else r"\076"
+"""EM_AARCH64 or EM_X86_64, as printf takes it."""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (r"\binstall(?=:| kwdbts2-test)", "instal", r"No rule to make target [`']install'"),
+        pytest.param(
+            r"(?<=BUILDDIR\) install\n)",
+            rf"\tprintf '\{OTHER_MACHINE}' | dd of=$(INSTALL_PATH)/lib/libcommon.so bs=1 seek=18 conv=notrunc\n",
+            r"lib/libcommon\.so was built for EM_\w+, this machine needs EM_", marks=pytest.mark.slow,
+        ),
+    ], ids=["no target", "another architecture"],
+)
+def test_a_build_that_cannot_give_what_is_wanted(
+    warm_in: Callable[[Path], Tool], tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    tool = warm_in(tmp_path / "home")
+    before = (MAIN / "Makefile").read_text()
+    after = re.sub(old, new, before)
+    assert after != before
+    patch = tmp_path / "change.patch"
+    patch.write_text("".join(difflib.unified_diff(
+        before.splitlines(keepends=True), after.splitlines(keepends=True), "a/Makefile", "b/Makefile"
+    )))
+    answer = tool("build", "V1.1.0", "--patch", str(patch))
+    assert answer.code == ExitCode.BUILD, answer.err
+    assert re.search(said, answer.err), answer.err
+    assert "log:" in answer.err
+    assert left(tool.home) == []
 
 
 @pytest.mark.parametrize(
