@@ -109,10 +109,9 @@ class Invocation:
 
 def documents(
     key: BuildKey, tree: SourceTree, toolchain: Toolchain, options: BuildOptions, files: Sequence[FileRecord],
-    invocation: Invocation,
+    invocation: Invocation, *, bill: bytes,
 ) -> dict[str, bytes]:
-    """The two documents that lie beside a build: name -> content."""
-    bill = sbom.sbom_of(key, tree, toolchain)
+    """The two documents that lie beside a build: name -> content. bill: what sbom_of() gave."""
     statement = provenance_of(key, tree, toolchain, options, files, invocation, bill=bill)
     return {SBOM: bill, PROVENANCE: (json.dumps(statement, indent=1, ensure_ascii=False) + "\n").encode()}
 

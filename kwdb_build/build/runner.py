@@ -6,12 +6,13 @@ import contextlib
 import os
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from kwdb_build.build import caches, conditions, provenance, remote
+from kwdb_build.build import caches, conditions, provenance, remote, sbom
 from kwdb_build.build import recipe as recipes
 from kwdb_build.build.failure import explained_space
 from kwdb_build.build.key import build_key
@@ -85,7 +86,10 @@ def build(
         )
         bench.require_room(store)
         began, started = time.monotonic(), time.time()
-        with bench.run() as run:
+        with contextlib.ExitStack() as stack:
+            # While make runs this process has nothing to do.
+            bill = stack.enter_context(ThreadPoolExecutor(1)).submit(sbom.sbom_of, key, tree, toolchain)
+            run = stack.enter_context(bench.run())
             details = run.outcome()
             progress.update("storing the build")
             identity = engine.image_id(image) or image
@@ -99,7 +103,9 @@ def build(
                     "engine": f"{info.kind} {info.version}", "image": identity, "toolchain": toolchain.name,
                     "source": to_json(tree), "source_time": tree.commit_time, **details,
                 },
-                attest=lambda files: provenance.documents(key, tree, toolchain, options, files, invocation),
+                attest=lambda files: provenance.documents(
+                    key, tree, toolchain, options, files, invocation, bill=bill.result()
+                ),
             )
             for target in wanted.tests:
                 run.own_tests(target)

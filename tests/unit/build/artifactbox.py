@@ -6,7 +6,7 @@ import shutil
 import stat
 from pathlib import Path
 
-from kwdb_build.build import provenance
+from kwdb_build.build import provenance, sbom
 from kwdb_build.build.inspection import this_architecture
 from kwdb_build.build.store import ArtifactStore
 from kwdb_build.engine.base import EngineInfo
@@ -119,7 +119,9 @@ def add_build(
     return store.add(
         key, stage(place / f"staged-{word}", word), version=Version.parse(version), commit=tree.commit, built_s=60,
         details={"source_time": tree.commit_time, "source": tree.url},
-        attest=(lambda files: provenance.documents(key, tree, TOOLCHAIN, BuildOptions(), files, invocation))
+        attest=(lambda files: provenance.documents(
+            key, tree, TOOLCHAIN, BuildOptions(), files, invocation, bill=sbom.sbom_of(key, tree, TOOLCHAIN)
+        ))
         if attested else None,
     )
 
