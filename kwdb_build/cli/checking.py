@@ -39,13 +39,14 @@ def check(
 
     settings = opened(console, settings, options)
     workshop = make_workshop(console, settings)
+    workshop.options()  # what is wrong with options and selectors is said before anything is fetched or made
+    deployment, unknown = running_server(Selector(pid=pid, store=store, listen=listen))
     tree = fetch_tree(workshop, console, settings, ref, (1, 3), options)
     with console.step(2, 3, "check the build image"):
         rows = workshop.check(tree)
         console.update(summary(rows))
     with console.step(3, 3, "check this host"):
         toolchain = workshop.toolchain(tree)
-        deployment, unknown = running_server(Selector(pid=pid, store=store, listen=listen))
         on_host = examine_host(
             tree, settings=settings, toolchain=toolchain, artifact=workshop.find(tree), compiling=host,
             deployment=deployment, unknown_server=unknown,
@@ -79,4 +80,5 @@ def _show(console: Console, rows: tuple[CheckResult, ...], title: str) -> None:
                         console.text(f"      or: {other}")
         for row in chosen:
             if row.note:
-                console.text(f"  {row.name}: the tree's own words differ: {row.where}; {row.note}")
+                where = "" if row.where in row.note else f"{row.where}; "
+                console.text(f"  {row.name}: the tree's own words differ: {where}{row.note}")

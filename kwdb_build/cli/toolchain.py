@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,11 +70,14 @@ def toolchain_show(console: Console, settings: Settings, *, name: str) -> int:
 @verb
 def toolchain_lock(console: Console, settings: Settings, *, name: str, dry_run: bool = False) -> int:
     """Resolve a toolchain's packages and wheels anew, write its lock, and show what changed."""
+    from kwdb_build.errors import DependencyError
     from kwdb_build.toolchain import load
     from kwdb_build.toolchain.lock import differences, lock, resolve
 
     place = load.find(name, search=load.toolchains_root())
-    old = load.read_lock(place / load.LOCK_FILE, name=place.name) if (place / load.LOCK_FILE).is_file() else None
+    old = None
+    with contextlib.suppress(DependencyError):  # none yet, or one that cannot be read: this makes it
+        old = load.read_lock(place / load.LOCK_FILE, name=name)
     with console.step(1, 1, f"lock {place.name}"):
         if dry_run:
             new = resolve(load.read_wanted(place), settings=settings, progress=console)

@@ -120,10 +120,11 @@ def unreachable(address: str, error: Exception, *, installed: bool, user: str) -
         )
     if code == errno.ENOENT and not installed:
         return EngineError("no container engine is installed here", context=seen, hint=_INSTALL_HINT)
+    unit = "podman.socket" if "podman" in address else "docker"
     return EngineError(
         f"the container engine does not run: nothing listens at {address}", context=seen,
-        hint="start it (systemctl start docker; for Podman: systemctl start podman.socket) and look at "
-        "`journalctl -u docker` if it does not stay up",
+        hint=f"start it (systemctl start {unit}; one of an ordinary user: systemctl --user start {unit}) and look at "
+        f"`journalctl -u {unit}` if it does not stay up",
     )
 
 

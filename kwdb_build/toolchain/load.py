@@ -194,7 +194,7 @@ def load(name_or_path: str, *, search: Path, home: Path | None = None, base_imag
     """
     folder = find(name_or_path, search=search)
     wanted = read_wanted(folder)
-    path, lock = _lock_in_use(folder, wanted, home)
+    path, lock = _lock_in_use(folder, wanted, home, typed=name_or_path)
     if lock.wanted != wanted.digest:
         raise DependencyError(
             f"the lock of toolchain {wanted.name} is out of date: {WANTED_FILE} was changed after it was made",
@@ -259,9 +259,12 @@ def read_wanted(folder: Path) -> Wanted:
 
 
 def read_lock(path: Path, *, name: str) -> Lock:
-    """A lock file; DependencyError that says how to make one when it is missing."""
+    """A lock file; DependencyError that says how to make one when it is missing or malformed.
+
+    name is what a person types for its toolchain: a name or a folder.
+    """
     hint = f"kwdb-build toolchain lock {name}"
-    return _validated(Lock, _toml(path, missing=f"toolchain {name} has no {LOCK_FILE}", hint=hint), path)
+    return _validated(Lock, _toml(path, missing=f"toolchain {name} has no {LOCK_FILE}", hint=hint), path, hint=hint)
 
 
 def home_lock(home: Path, name: str) -> Path:
@@ -269,12 +272,13 @@ def home_lock(home: Path, name: str) -> Path:
     return home / "toolchains" / name / LOCK_FILE
 
 
-def _lock_in_use(folder: Path, wanted: Wanted, home: Path | None) -> tuple[Path, Lock]:
+def _lock_in_use(folder: Path, wanted: Wanted, home: Path | None, *, typed: str) -> tuple[Path, Lock]:
     own = folder / LOCK_FILE
-    lock = read_lock(own, name=wanted.name)
+    lock = read_lock(own, name=typed)
     local = home_lock(home, wanted.name) if home else None
     if local is not None and local.is_file():
-        found = read_lock(local, name=wanted.name)
+        hint = f"remove it (rm {local}): it is made anew when it is needed"
+        found = _validated(Lock, _toml(local, missing="", hint=hint), local, hint=hint)
         if found.replaces == lock.digest and found.wanted == lock.wanted:
             return local, found
     return own, lock
@@ -312,13 +316,15 @@ def _toml(path: Path, *, missing: str, hint: str) -> Mapping[str, Any]:
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def _validated(model: type[_Model], data: Mapping[str, Any], path: Path) -> _Model:
+def _validated(
+    model: type[_Model], data: Mapping[str, Any], path: Path, *, hint: str = "mend the file"
+) -> _Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
         text = path.read_text(encoding="utf-8", errors="replace")
         problems = [f"line {line_of(text, item['loc'])}: {_problem(model, item)}" for item in error.errors()]
-        raise DependencyError(f"{path} is malformed", context="\n".join(problems), hint="mend the file") from error
+        raise DependencyError(f"{path} is malformed", context="\n".join(problems), hint=hint) from error
 
 
 def line_of(text: str, location: Sequence[int | str]) -> int:

@@ -116,6 +116,7 @@ class Workshop:
             cmake_variables=recipe.asan(cmake) if self._settings.asan else cmake,
         )
         recipe.check_options(options)
+        recipe.parse_size(self._settings.memory)
         return options
 
     def find(self, tree: SourceTree) -> Artifact | None:

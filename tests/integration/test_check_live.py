@@ -72,11 +72,25 @@ def test_check_looks_at_image_host_machine_build_and_server(
     assert "not found" not in told.err or "what to do: " in told.err
 
 
+@pytest.mark.parametrize(("words", "code", "said"), [
+    (("--pid", "1"), 10, "no running kwbase matches --pid 1"), (("--memory", "lots"), 2, "not a size: 'lots'"),
+])
+def test_what_is_wrong_with_a_call_is_said_before_an_image_is_made(
+    tool: Tool, words: tuple[str, ...], code: int, said: str
+) -> None:
+    answer = tool("check", "V1.0.0", *words)
+    assert answer.code == code
+    assert said in answer.err or "no running kwbase found" in answer.err
+    assert "[1/3]" not in answer.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a process namespace takes root")
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="makes namespaces with unshare")
 def test_a_server_in_a_container_is_unknown_and_the_rest_is_looked_at(
-    tool: Tool, make_server: Callable[..., Instance]
+    tool: Tool, install_server: Callable[..., Instance]
 ) -> None:
-    server = make_server(rows=False, background=False, prefix=("unshare", "--pid", "--fork", "--mount-proc"))
+    server = install_server(background=False, prefix=("unshare", "--pid", "--fork", "--mount-proc"))
+    server.start()
     answer = tool("check", "V1.0.0", "--store", str(server.store), "--json")
     assert answer.code == 0, answer.err
     groups = grouped(answer.json)

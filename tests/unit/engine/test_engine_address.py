@@ -54,6 +54,8 @@ def test_no_socket_but_program_says_start(tmp_path: Path) -> None:
     )
     assert "does not run" in error.message
     assert "systemctl start docker" in error.hint
+    podman = unreachable("unix:///run/podman/podman.sock", FileNotFoundError(2, "gone"), installed=True, user="me")
+    assert "systemctl --user start podman.socket" in podman.hint
 
 
 def test_missing_socket_is_told_by_path(tmp_path: Path) -> None:

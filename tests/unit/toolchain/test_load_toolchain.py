@@ -134,6 +134,24 @@ def test_malformed_lock(tmp_path: Path, old: str, new: str, said: str) -> None:
     with pytest.raises(DependencyError, match="is malformed") as caught:
         read_lock(path, name="small")
     assert said in caught.value.context
+    assert caught.value.hint == "kwdb-build toolchain lock small"
+
+
+def test_the_way_out_is_in_the_words_that_were_typed(tmp_path: Path) -> None:
+    made, home = folder(tmp_path), tmp_path / "home"
+    for text in (None, "", "<<<<<<< ours\n"):
+        if text is not None:
+            (made / "lock.toml").write_text(text)
+        with pytest.raises(DependencyError) as caught:
+            load(f"{made}/", search=tmp_path, home=home)
+        assert caught.value.hint == f"kwdb-build toolchain lock {made}/"
+    write_lock(made)
+    local = home_lock(home, "small")
+    local.parent.mkdir(parents=True)
+    local.write_text("")
+    with pytest.raises(DependencyError, match="is malformed") as caught:
+        load("small", search=tmp_path, home=home)
+    assert f"rm {local}" in caught.value.hint
 
 
 def test_lock_of_this_machine_counts_only_for_the_lock_it_replaces(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -297,6 +300,18 @@ def test_third_party_archive_with_the_releases_name_is_ignored(world: tuple[Path
 
     assert resolved("Debian")
     assert not resolved("Elsewhere")
+
+
+def test_the_command_mends_a_lock_that_cannot_be_read(world: tuple[Path, Path, Settings]) -> None:
+    """Such as one with the marks of a merge: what says that it is wrong says that this command makes it anew."""
+    _, made, settings = world
+    (made / "lock.toml").write_text("<<<<<<< ours\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "kwdb_build", "toolchain", "lock", f"{made}/", "--home", str(settings.home)],
+        env={**os.environ, "KWDB_BUILD_APT_SOURCES": settings.apt_sources}, capture_output=True, text=True, check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "locked 3 packages\n"), done.stderr
+    assert load(f"{made}/", search=made.parent).locked_packages == ("base=2.0", "library=3.1-4", "tool=1:1.0-1")
 
 
 def test_differences(world: tuple[Path, Path, Settings]) -> None:
