@@ -234,8 +234,13 @@ def record_lock_holder(path: Path) -> int | None:
 
 
 def private_directory(path: Path) -> Path:
-    """Create a directory (and parents) that only its owner can enter."""
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Create a directory (and parents) that only its owner can enter; UsageError where there cannot be one."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(
+            f"there cannot be a directory {path}", context=str(error), hint="choose another place with --home"
+        ) from error
     return path
 
 

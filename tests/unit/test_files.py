@@ -24,6 +24,14 @@ def test_write_atomic_replaces_whole_files_with_the_asked_mode(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.parametrize("place", ["file", "file/logs", "/proc/kwdb-build"])
+def test_a_home_that_cannot_be_one_is_said(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="there cannot be a directory") as caught:
+        files.private_directory(tmp_path / place)
+    assert "--home" in caught.value.hint
+
+
 @pytest.mark.parametrize("kind", ["pipe", "device", "link to it", "directory"])
 def test_what_is_no_file_is_never_replaced_by_one(tmp_path: Path, kind: str) -> None:
     target = tmp_path / "target"
