@@ -38,17 +38,21 @@ def join(pid: int, wanted: tuple[str, ...]) -> tuple[str, ...]:
     Limits of a group that cannot be joined are not in force: no reason to keep a database down, but to be said.
     """
     notes = []
-    ours = set(lines(pid))
-    for line in wanted:
-        parts = line.split(":", 2)
-        if line in ours or len(parts) != 3 or _OF_A_LOGIN.search(parts[2]):  # noqa: PLR2004
+    ours = set(_places(lines(pid)))
+    for controllers, path in _places(wanted):
+        if (controllers, path) in ours or _OF_A_LOGIN.search(path):
             continue
-        place = directory(parts[1], parts[2])
+        place = directory(controllers, path)
         try:
             (place / "cgroup.procs").write_text(str(pid), encoding="ascii")
         except OSError as error:
             notes.append(f"the server ran in the control group {place}, which cannot be joined again: {error.strerror}")
     return tuple(notes)
+
+
+def _places(found: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Controllers and path of each line; the number of a hierarchy is another one after each mount."""
+    return [(parts[1], parts[2]) for line in found if len(parts := line.split(":", 2)) == 3]  # noqa: PLR2004
 
 
 def directory(controllers: str, path: str) -> Path:
@@ -65,8 +69,8 @@ def ends_with(ours: tuple[str, ...], before: tuple[str, ...]) -> str:
 
     before: the groups of the server as it runs; what they share with ours is no news.
     """
-    for line in (one for one in ours if one not in before):
-        path = line.split(":", 2)[-1]
+    known = set(_places(before))
+    for _, path in (place for place in _places(ours) if place not in known):
         if (service := _SERVICE.search(path)) and _kill_mode(service["name"]) in _WHOLE:
             return f"with {service['name']}, which kwdb-build was started by"
         session = _SESSION.search(path)

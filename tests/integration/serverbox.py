@@ -75,13 +75,19 @@ def surroundings(pid: int) -> dict[str, object]:
         "ids": (status.uid, status.gid, status.groups, status.umask),
         "rights": (status.capabilities, status.no_new_privileges),
         "share": scheduling.read(pid),
-        "cgroup": cgroups.lines(pid),
+        "cgroup": groups(pid),
         "limits": proc.parse_limits(proc.read_text(pid, "limits")),
         "oom_score_adj": proc.read_text(pid, "oom_score_adj"),
         "nice": proc.read_stat(pid).nice,  # type: ignore[union-attr]
         "signals": signals(pid),
         "libraries": readiness.loaded_libraries(pid),
     }
+
+
+def groups(pid: int) -> dict[str, str]:
+    """Control groups by controllers, without the roots: whoever mounts a hierarchy (a container does) adds one."""
+    parts = (line.split(":", 2) for line in cgroups.lines(pid))
+    return {controllers: path for _, controllers, path in parts if path != "/"}
 
 
 def signals(pid: int) -> tuple[int, int]:

@@ -35,7 +35,7 @@ OWN_LINES = frozenset({
 })
 MEMORY = ("Vm", "Rss", "Hugetlb")
 FILES = (
-    "limits", "cgroup", "cpuset", "oom_score_adj", "coredump_filter", "personality", "loginuid", "setgroups", "uid_map",
+    "limits", "cpuset", "oom_score_adj", "coredump_filter", "personality", "loginuid", "setgroups", "uid_map",
     "timens_offsets", "attr/current", "timerslack_ns",
 )
 LINKS = (
