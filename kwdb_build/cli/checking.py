@@ -33,6 +33,7 @@ def check(
     """Check what the source of REF asks for: against the build image, and against this host to run it."""
     from kwdb_build.cli.building import fetch_tree, make_workshop
     from kwdb_build.cli.bundle import opened
+    from kwdb_build.errors import DependencyError
     from kwdb_build.server.discover import Selector
     from kwdb_build.upgrade.examination import examine_host, running_server
     from kwdb_build.upgrade.workshop import require_missing_nothing, summary
@@ -53,11 +54,16 @@ def check(
         )
         console.update(summary(on_host))
     rows += on_host
-    if console.as_json:
-        console.data({"toolchain": toolchain.name, "version": str(tree.version), "checks": rows})
-    else:
+    answer = {"toolchain": toolchain.name, "version": str(tree.version), "checks": rows}
+    if not console.as_json:
         _show(console, rows, f"{tree.version} with {toolchain.name}")
-    require_missing_nothing(rows, workshop.log("check"))
+    try:
+        require_missing_nothing(rows, workshop.log("check"))
+    except DependencyError as error:
+        error.result = answer  # type: ignore[attr-defined]  # shown inside of the one answer that a failure gives
+        raise
+    if console.as_json:
+        console.data(answer)
     return 0
 
 

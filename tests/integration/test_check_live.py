@@ -100,25 +100,39 @@ def test_a_server_in_a_container_is_unknown_and_the_rest_is_looked_at(
     assert "container" in row["found"]
 
 
-def test_check_names_a_row_that_cannot_be_read(tool: Tool, tmp_path: Path) -> None:
-    """The README of a changed tree: unknown and named, and no build is refused for it."""
-    tree = tmp_path / "kwdb"
+def changed(tool: Tool, tree: Path, old: str, new: str) -> Path:
+    """A repository whose branch `changed` has another README."""
     environment = clean_environment({"GIT_ALLOW_PROTOCOL": "file"})
     subprocess.run(["git", "clone", "-q", tool.repositories.main, tree], check=True, env=environment, capture_output=True)
-    subprocess.run(["git", "-C", tree, "checkout", "-qb", "vague"], check=True)
+    subprocess.run(["git", "-C", tree, "checkout", "-qb", "changed"], check=True)
     readme = tree / "README.md"
     text = readme.read_text(encoding="utf-8")
-    assert "| v1.16+" in text
-    readme.write_text(text.replace("| v1.16+", "| quite new", 1), encoding="utf-8")
+    assert old in text
+    readme.write_text(text.replace(old, new, 1), encoding="utf-8")
     subprocess.run(
-        ["git", "-C", tree, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qam", "vague"], check=True
+        ["git", "-C", tree, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qam", "changed"], check=True
     )
-    answer = tool("check", "vague", "--json", "--url", str(tree))
+    return tree
+
+
+def test_check_names_a_row_that_cannot_be_read(tool: Tool, tmp_path: Path) -> None:
+    """Unknown and named, and no build is refused for it."""
+    tree = changed(tool, tmp_path / "kwdb", "| v1.16+", "| quite new")
+    answer = tool("check", "changed", "--json", "--url", str(tree))
     assert answer.code == 0, answer.err
     row = grouped(answer.json)["image"]["Go"]
     assert (row["verdict"], row["required"]) == ("unknown", "?")
     assert "quite new" in row["found"]
     assert row["where"].startswith("README.md:")
+
+
+def test_a_failed_check_is_one_document(tool: Tool, tmp_path: Path) -> None:
+    """A tree that asks for more than the image has."""
+    tree = changed(tool, tmp_path / "kwdb", "| v1.16+", "| v9.9+")
+    answer = tool("check", "changed", "--json", "--url", str(tree))
+    assert answer.code == 5, answer.err
+    assert answer.json["error"]["exit_code"] == 5
+    assert grouped(answer.json["result"])["image"]["Go"]["verdict"] == "fail"
 
 
 def run(*words: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
