@@ -140,6 +140,19 @@ def runs(home: Path) -> Iterator[CheckResult]:
             found=f"cut off: {', '.join(cut_off)}" if cut_off else view.sentence,
             fix="`kwdb-build resume`, or `kwdb-build rollback`" if cut_off else "",
         )
+    yield _units(home)
     servers = find_servers()
     yield CheckResult(name="servers", verdict=Verdict.OK, group="runs",
                       found="; ".join(server.describe() for server in servers) or "no running kwbase")
+
+
+def _units(home: Path) -> CheckResult:
+    """Whether a run or restart that was cut off still keeps systemd from starting a server."""
+    from kwdb_build.server.systemd import held
+
+    left = held() if at_work(home) is None else ()
+    return CheckResult(
+        name="units", verdict=Verdict.WARN if left else Verdict.OK, group="runs",
+        found=f"held by {', '.join(map(str, left))}" if left else "none is held",
+        fix="finish the run (`kwdb-build status`) or do the restart again; the file tells the rest" if left else "",
+    )

@@ -50,6 +50,12 @@ _SERVES_S = 5.0
 _JOURNAL_LINES = 30
 
 
+def held() -> tuple[Path, ...]:
+    """Drop-ins of ours on this machine, as far as this user may look. Only a run under way has one."""
+    managers = [Path("/run/systemd/system"), *Path("/run/user").glob("*/systemd/user")]
+    return tuple(sorted(path for place in managers for path in place.glob(f"*.d/{DROP_IN}")))
+
+
 def require_supported(unit: Unit, pid: int) -> Facts:
     """RefusedError when the unit cannot be stopped and started so that the very same server comes back.
 
@@ -124,8 +130,8 @@ def drop_in_text(unit: Unit, facts: Facts) -> str:
     hold = str(unit.drop_in_directory / HOLD).replace("%", "%%")
     lines = [
         "# Written by kwdb-build, which is about to stop and start this unit, and removed by it when that is done.",
-        "# Left behind by a run that was cut off? `kwdb-build status` tells how to finish it. To go on alone, remove",
-        "# the kwdb-build files of this directory, then systemctl daemon-reload.",
+        "# Left behind by a run that was cut off? `kwdb-build status` tells how to finish it; do a restart again.",
+        "# To go on alone, remove the kwdb-build files of this directory, then systemctl daemon-reload.",
         "[Unit]", f"AssertPathExists=!{hold}", "[Service]", "Restart=no", "TimeoutStopSec=infinity",
         "TimeoutStartSec=infinity",
     ]

@@ -260,13 +260,16 @@ class UnitServer:
     def surroundings(self, pid: int = 0) -> dict[str, Any]:
         """All of /proc that a restart must bring back, without what names one start of a unit."""
         script = (
-            "import json, sys; from tests.integration.serverbox import surroundings; "
-            "print(json.dumps(surroundings(int(sys.argv[1])), default=str))"
+            "import json, sys; from tests.integration.test_server_matrix import everything; "
+            "print(json.dumps(everything(int(sys.argv[1])), default=lambda one: sorted(map(str, one)) "
+            "if isinstance(one, set) else str(one)))"
         )
         seen = dict(json.loads(self.machine.ok(sys.executable, "-c", script, str(pid or self.pid()))))
         seen["environment"] = {name: value for name, value in seen["environment"].items() if name not in PER_START}
         seen["order"] = [name for name in seen["order"] if name not in PER_START]
         seen["links"] = [target.partition(":[")[0] for target in seen["links"]]  # the journal's sockets have numbers
+        for output in ("fd/1", "fd/2"):
+            seen[output] = seen[output].partition(":[")[0].partition("/kwbase.")[0]  # its own log has its pid in its name
         return seen
 
     def restart(self, *words: str, **environment: str) -> Answer:

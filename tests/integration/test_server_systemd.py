@@ -17,7 +17,7 @@ from kwdb_build.engine.docker import DockerEngine
 from kwdb_build.errors import ExitCode
 from kwdb_build.model import Artifact
 from kwdb_build.server.logs import DRAINED
-from kwdb_build.server.systemd import DROP_IN
+from kwdb_build.server.systemd import DROP_IN, HOLD
 from tests.conftest import missing
 from tests.integration.certs import certificates
 from tests.integration.systemdbox import Machine, UnitServer, machine, make_image
@@ -77,8 +77,8 @@ def test_the_installers_own_unit_is_restarted_by_one_sigterm(make_unit: MakeUnit
         certificates(tmp_path / "certs")
         server = make_unit(user="nobody", certs=tmp_path / "certs")
     elif how == "stores":
-        more = ("--ts-store=/srv/series", "--log-dir=/srv/kaiwudb/log files")
-        server = make_unit(user="nobody", words=more, service={"ExecStartPre": "+/bin/install -d -o nobody /srv/series"})
+        more = ("--store=path=/srv/more/second,attrs=ssd", "--ts-store=/srv/more/series", "--log-dir=/srv/kaiwudb/log files")
+        server = make_unit(user="nobody", words=more, service={"ExecStartPre": "+/bin/install -d -o nobody /srv/more /srv/more/series"})
     else:
         server = make_unit(user="nobody", directory="an odd 100% $place of ä 数据", words=("--log-dir=../log dir é",))
     before, text = server.surroundings(), server.machine.ok("systemctl", "cat", server.unit)
@@ -97,8 +97,6 @@ def test_the_installers_own_unit_is_restarted_by_one_sigterm(make_unit: MakeUnit
 @pytest.mark.parametrize("service", [
     {"Type": "notify", "ExecStop": "", "Restart": "always", "RestartSec": "100ms"},
     {"Type": "forking", "ExecStop": "/bin/sh -c 'kill -TERM $MAINPID'"},
-    # SIGTERM by the unit's own command, and time for systemd to send its own into the drain.
-    {"Type": "idle", "ExecStop": "/bin/sh -c 'kill $MAINPID; sleep 0.3'"},
     {"Type": "exec", "ExecStop": "/bin/true", "KillMode": "mixed", "KillSignal": "SIGINT", "NoSuchDirective": "7", "Nice": "3", "UMask": "0077"},
 ], ids=lambda service: service["Type"])
 def test_kinds_of_units(make_unit: MakeUnit, service: dict[str, str]) -> None:
@@ -165,6 +163,22 @@ def test_killed_and_finished_by_another_process(make_unit: MakeUnit, point: str,
     assert server.counts() == ROWS
     assert server.left_behind() == []
     assert server.machine.show(server.unit, "Restart") == "always"
+
+
+@pytest.mark.slow
+def test_a_stop_that_systemd_has_begun_is_finished_on_the_way_back(make_unit: MakeUnit) -> None:
+    """The tool was killed before it sent the SIGTERM that the unit's own command does not: the server serves on."""
+    server = make_unit(service={"ExecStop": "/bin/sleep 1", "Restart": "always"})
+    hold = f"/run/systemd/system/{server.unit}.d/{HOLD}"
+    tool = f"$(grep -o '\"pid\": [0-9]*' {server.machine.home}/upgrade.lock.json | grep -o '[0-9]*')"
+    server.machine.shell(f"(until test -e {hold}; do sleep 0.02; done; sleep 0.5; kill -9 {tool}) >/dev/null 2>&1 &")
+    assert upgrade(server, "V1.1.0").code == 128 + 9
+    assert server.machine.show(server.unit, "ActiveState") == "deactivating"
+    answer = server.machine.tool("rollback", "-y")
+    assert answer.code == 0, answer.err
+    assert (server.version(), server.counts()) == ("V1.0.0", ROWS)
+    assert server.logged().count(DRAINED) == 1
+    assert server.left_behind() == []
 
 
 def masked(server: UnitServer) -> None:
@@ -235,6 +249,8 @@ def test_a_unit_whose_stop_command_never_ends(make_unit: MakeUnit) -> None:
     assert "did not stop within 2 s" in answer.err
     assert server.pid() == pid
     assert server.counts() == ROWS
+    looked = json.loads(server.machine.tool("doctor", "--json").out)
+    assert [DROP_IN in row["found"] for row in looked["checks"] if row["name"] == "units"] == [True]
     answer = server.restart(KWDB_BUILD_FORCE_STOP_AFTER_S="1")
     assert answer.code == 0, answer.err
     assert "killing it, as agreed" in answer.err
@@ -243,8 +259,9 @@ def test_a_unit_whose_stop_command_never_ends(make_unit: MakeUnit) -> None:
 
 
 def test_a_drain_that_cannot_be_seen_gets_no_second_sigterm(make_unit: MakeUnit) -> None:
-    """Its log is gone and its health page is: a second one would end kwbase at once."""
-    server = make_unit(service={"ExecStop": "/bin/sh -c 'kill $MAINPID; true'"}, environment={"MINIKWDB_FAULT": "slow-drain:7"})
+    """By systemd after the unit's own command, or by us when its log is gone as well as its health page."""
+    stop = "/bin/sh -c 'kill $MAINPID; sleep 0.3'"
+    server = make_unit(service={"ExecStop": stop}, environment={"MINIKWDB_FAULT": "slow-drain:7"})
     server.machine.shell(f"rm -r {server.root}/store/logs; mkdir {server.root}/store/logs")
     answer = server.restart()
     assert answer.code == 0, answer.err

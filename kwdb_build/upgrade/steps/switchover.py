@@ -6,11 +6,12 @@ as well, since an old binary opens newer data without a word.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from kwdb_build.errors import BackupError, StartError, VerifyError
+from kwdb_build.errors import BackupError, NotStoppedError, StartError, VerifyError
 from kwdb_build.files import human_bytes, read_json
 from kwdb_build.server.supervisor import give_back
 from kwdb_build.upgrade import room, service
@@ -132,10 +133,12 @@ class Stop(Step):
     def undo(self, context: Context) -> dict[str, Any]:
         """Start the old server again and wait until it answers, unless it never stopped."""
         if service.old_server_runs(context):
-            if not service.draining(context):
-                context.supervisor.release()
-                return {"still_running": context.deployment.pid}
-            _stop_old(context, told_already=True)  # it cannot be called back: only its end and a start undo a drain
+            draining = service.draining(context)
+            if not draining:
+                with contextlib.suppress(NotStoppedError):  # systemd has begun to stop it, and will not be called back
+                    context.supervisor.release()
+                    return {"still_running": context.deployment.pid}
+            _stop_old(context, told_already=draining)  # only its end and a start undo a drain
         running = service.running_pid(context)
         if running is None:
             ready = service.start_server(context, label="old")
