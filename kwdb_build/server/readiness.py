@@ -285,13 +285,18 @@ def _ask(connection: http.client.HTTPConnection) -> Health:
         return Health(status=answer.status, text=f"HTTP {answer.status} {body}")
 
 
-def serves(deployment: Deployment) -> bool:
-    """Whether a server takes clients just now: it is not draining. By its health page, by SQL where it has none."""
-    if deployment.http is not None:
-        return health(deployment).status == OK
-    with contextlib.suppress(sql.SqlError), sql.Session(
-        sql.Login(address=deployment.sql, certs_dir=deployment.certs_dir), connect_timeout_s=2, statement_timeout_s=5
-    ) as session:
+def serves(deployment: Deployment, login: sql.Login | None = None) -> bool:
+    """Whether a server takes clients just now: one that drains does not.
+
+    By its health page; where nobody answers that, by SQL (login: root's without a password when None).
+    """
+    if (status := health(deployment).status) != 0:
+        return status == OK
+    login = login or sql.Login(address=deployment.sql, certs_dir=deployment.certs_dir)
+    with (
+        contextlib.suppress(sql.SqlError),
+        sql.Session(login, connect_timeout_s=2, statement_timeout_s=5) as session,
+    ):
         return bool(session.value("SELECT 1") == 1)
     return False
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from kwdb_build.verify.runner import VerifyResult
 
 _FAILED_SERVER_STOP_S = 30.0
-_HEALTHY = 200
 _SOON_S = 60.0
 
 
@@ -232,12 +231,13 @@ def end_failed_server(context: Context, pid: int, *, ask: Callable[[], bool] | N
     import dataclasses
 
     from kwdb_build.files import read_json
-    from kwdb_build.server import proc
+    from kwdb_build.server import proc, readiness
 
     began = proc.start_time(pid)
     failed = dataclasses.replace(context.deployment, pid=pid, started_at=began)
     note, known = {"pid": pid, "started_at": began}, context.run.told
-    told = known.exists() and read_json(known) == note
+    # Written before the signal: one that serves on was not told.
+    told = known.exists() and read_json(known) == note and not readiness.serves(failed, context.login)
     _note(context, known, note)
     settings, stays = context.settings, context.request.no_backup
     try:
@@ -255,27 +255,10 @@ def end_failed_server(context: Context, pid: int, *, ask: Callable[[], bool] | N
 
 
 def draining(context: Context) -> bool:
-    """Whether the captured server was told to stop and no longer serves.
+    """Whether the captured server was told to stop: a run killed just before SIGTERM left one that serves on."""
+    from kwdb_build.server.readiness import serves
 
-    A run killed just before it sent SIGTERM left a server that serves on. Who has no health page is asked by SQL: one
-    that drains refuses new clients.
-    """
-    from kwdb_build.server.readiness import health
-
-    if not context.run.stopped.exists():
-        return False
-    status = health(context.deployment).status
-    return not _answers_sql(context) if status == 0 else status != _HEALTHY
-
-
-def _answers_sql(context: Context) -> bool:
-    from kwdb_build.sql import Session, SqlError
-
-    try:
-        with Session(context.login, statement_timeout_s=10) as session:
-            return bool(session.value("SELECT 1") == 1)
-    except SqlError:
-        return False
+    return context.run.stopped.exists() and not serves(context.deployment, context.login)
 
 
 def started_by_run(context: Context, pid: int) -> bool:
