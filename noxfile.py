@@ -204,10 +204,16 @@ def lint(session: nox.Session) -> None:
     session.run("lint-imports")
 
 
+def _install_tests(session: nox.Session) -> None:
+    _install(session, "tests")
+    # The tool is started a thousand times; with PYTHONDONTWRITEBYTECODE, as in many containers, each would compile it.
+    session.run("python", "-m", "compileall", "-q", "kwdb_build", "tests")
+
+
 def _pytest(session: nox.Session, *argv: str) -> None:
     _system(session, {**SYSTEM_PACKAGES, **SANDBOX_PACKAGES, **DOCKER_PACKAGES, **TEST_PACKAGES})
     _docker(session)
-    _install(session, "tests")
+    _install_tests(session)
     # Most tests wait for a process most of the time: one worker more than processors.
     workers = min(8, (os.cpu_count() or 1) + 1)
     session.run("pytest", f"--numprocesses={workers}", *argv, *session.posargs)
@@ -240,5 +246,5 @@ def bench(session: nox.Session) -> None:
     """Measure against the bare alternatives in the same run; prints a table and JSON."""
     _system(session, {**SYSTEM_PACKAGES, **SANDBOX_PACKAGES, **DOCKER_PACKAGES})
     _docker(session)
-    _install(session, "tests")
+    _install_tests(session)
     session.run("python", "-m", "tests.bench", *session.posargs, stderr=None)
