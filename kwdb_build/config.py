@@ -88,6 +88,7 @@ class Settings(BaseModel):
     sign: str = Field("", description="sign builds: ssh:KEYFILE, gpg:KEYID or minisign:KEYFILE; empty: not at all")
     sign_passphrase_file: Path | None = Field(None, description="file with the passphrase of that key")
     jobs: int = Field(0, ge=0, description="parallel compile jobs; 0: from cores and memory")
+    cpus: float = Field(0, ge=0, description="processors that the build container may use, such as 1.5; 0: all")
     memory: str = Field("", description="memory limit of the build container such as 8g; empty: none")
     use_cache: bool = Field(True, description="take what earlier builds compiled, and keep what this one does")
     cache_size: str = Field("10g", description="how large the caches of one toolchain may grow")

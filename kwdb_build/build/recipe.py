@@ -10,6 +10,8 @@ C++ need no -ffile-prefix-map, which would change __FILE__ under code that count
 
 from __future__ import annotations
 
+import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -281,6 +283,12 @@ def environment(
         "GIT_CONFIG_VALUE_0": "*",
         "GIT_TERMINAL_PROMPT": "0",
     }
+
+
+def cores_for(cpus: float) -> int:
+    """Processors that jobs can be spread over: those that this process may use, or what a limit (0: none) leaves."""
+    own = len(os.sched_getaffinity(0))
+    return min(own, math.ceil(cpus)) if cpus else own
 
 
 def jobs_for(cores: int, memory_bytes: int) -> int:

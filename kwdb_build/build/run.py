@@ -270,8 +270,8 @@ class Run:
         bench = self._bench
         return RunSpec(
             image=bench.image, argv=argv, mounts=mounts, environment=environment, workdir=workdir, uid=self._uid,
-            gid=self._gid, memory_bytes=bench.memory_bytes, name=name, hostname=self._surroundings.hostname,
-            keep_failed=keep_failed, timeout_s=timeout_s,
+            gid=self._gid, memory_bytes=bench.memory_bytes, cpus=bench.cpus, name=name,
+            hostname=self._surroundings.hostname, keep_failed=keep_failed, timeout_s=timeout_s,
             listed=tuple(filter(None, (bench.toolchain.environment.get("GOROOT"),))),
         )
 

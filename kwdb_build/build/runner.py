@@ -170,6 +170,11 @@ class Bench:
         return recipes.parse_size(self.settings.memory) if self.settings else 0
 
     @property
+    def cpus(self) -> float:
+        """How many processors the settings allow, 0 for all."""
+        return self.settings.cpus if self.settings else 0
+
+    @property
     def cache_bytes(self) -> int:
         """How large the caches may grow."""
         return recipes.parse_size(self.settings.cache_size) if self.settings else _CACHE_BYTES
@@ -178,7 +183,7 @@ class Bench:
     def jobs(self) -> int:
         """Parallel jobs: as asked for, or what cores and memory allow."""
         physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        allowed = recipes.jobs_for(os.cpu_count() or 1, min(self.memory_bytes or physical, physical))
+        allowed = recipes.jobs_for(recipes.cores_for(self.cpus), min(self.memory_bytes or physical, physical))
         return self.options.jobs or (self.settings.jobs if self.settings else 0) or allowed
 
     def require_room(self, store: ArtifactStore) -> None:

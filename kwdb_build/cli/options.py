@@ -68,6 +68,8 @@ _BUILD = (
     click.option("--build-type", type=click.Choice(["Release", "Debug"]), help="CMake build type (default: Release)."),
     click.option("--sign", metavar="KIND:KEY", help="Sign the build: ssh:KEYFILE, gpg:KEYID or minisign:KEYFILE."),
     click.option("--jobs", "-j", type=click.IntRange(min=0), help="Compile jobs (default: from cores and memory)."),
+    click.option("--cpus", type=click.FloatRange(min=0), metavar="N",
+                 help="Processors that the build container may use, such as 1.5 (default: all)."),
     click.option("--memory", help="Memory limit of the build container, such as 8g."),
     click.option("--make-var", multiple=True, metavar="NAME=VALUE", help="Variable for KWDB's Makefiles. Repeatable."),
     click.option("--cmake-var", multiple=True, metavar="NAME=VALUE", help="Variable for KWDB's CMake. Repeatable."),

@@ -74,7 +74,7 @@ def _machine(tree: SourceTree, settings: Settings, deployment: Deployment | None
 
     facts = machine.machine_facts(home=settings.home)
     allowed = recipe.parse_size(settings.memory) or facts.memory_bytes
-    jobs = settings.jobs or recipe.jobs_for(facts.cores, min(allowed, facts.memory_bytes))
+    jobs = settings.jobs or recipe.jobs_for(recipe.cores_for(settings.cpus), min(allowed, facts.memory_bytes))
     needed = recipe.recipe_for(tree.version).needed_bytes(tree_bytes(tree.path))
     texts = {name: path.read_text(encoding="utf-8", errors="replace") for name in checks.CPU_FILES
              if (path := tree.path / name).is_file()}
