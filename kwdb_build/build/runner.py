@@ -171,8 +171,8 @@ class Bench:
 
     @property
     def cpus(self) -> float:
-        """How many processors the settings allow, 0 for all."""
-        return self.settings.cpus if self.settings else 0
+        """How many processors the settings allow, 0 for all. Docker refuses to give more than there are."""
+        return min(self.settings.cpus, os.cpu_count() or 1) if self.settings else 0
 
     @property
     def cache_bytes(self) -> int:

@@ -254,11 +254,14 @@ def test_memory_and_jobs_of_the_settings(call: Callable[..., Any]) -> None:
     assert engine.specs[0].argv[3] == "-j1", "3 GiB are enough for one compiler beside Go's link"
 
 
-def test_a_part_of_the_processors_is_limit_and_measure_for_jobs(call: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(("asked", "given"), [(0.5, 0.5), (1000, os.cpu_count()), (0, 0)])
+def test_a_part_of_the_processors_is_limit_and_measure_for_jobs(
+    call: Callable[..., Any], asked: float, given: float
+) -> None:
     engine = StandIn(install=complete())
-    call(engine, jobs=0, cpus=0.5)
-    assert {spec.cpus for spec in engine.specs} == {0.5}
-    assert engine.specs[0].argv[3] == "-j1"
+    call(engine, jobs=0, cpus=asked)
+    assert {spec.cpus for spec in engine.specs} == {given}
+    assert asked != 0.5 or engine.specs[0].argv[3] == "-j1"
 
 
 def test_too_little_space_is_said_before_anything_is_copied(
