@@ -7,9 +7,11 @@ port choice, but they stay after a stop: only what the process really listens on
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import ssl
+import stat
 import struct
 import time
 from dataclasses import dataclass
@@ -157,30 +159,46 @@ def occupants(port: int) -> tuple[Occupant, ...]:
 
 
 def port_free(address: Address) -> bool:
-    """Whether a server could listen there now (a bind as Go makes it: SO_REUSEADDR, so TIME_WAIT does not count)."""
+    """Whether nobody else listens there (a bind as Go makes it: SO_REUSEADDR, so TIME_WAIT does not count).
+
+    Only EADDRINUSE is somebody else: a host that is not this machine's (NAT), or a port that this user may not bind
+    (kwbase may have a capability for it), says nothing about a server that has listened there before.
+    """
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address.host, address.port))
             probe.listen(1)
-        except OSError:
-            return False
+        except OSError as error:
+            return error.errno != errno.EADDRINUSE
     return True
 
 
 def unix_sockets(pid: int) -> tuple[Path, ...]:
-    """Unix sockets that a process has bound, as absolute paths. Errors: AccessError, ServerNotFoundError."""
-    import psutil
+    """Unix sockets that a process has bound, as absolute paths. Errors: AccessError, ServerNotFoundError.
 
+    Lines of /proc/PID/net/unix: Num RefCount Protocol Flags Type St Inode [Path]; a path may hold spaces.
+    """
     cwd = Path(proc.read_link(pid, "cwd"))
+    own = _own_sockets(pid)
+    lines = (line.split(None, 7) for line in proc.read_text(pid, "net/unix").split("\n"))
+    return tuple(
+        Path(os.path.normpath(cwd / fields[7])) for fields in lines
+        if len(fields) == 8 and fields[6] in own  # noqa: PLR2004
+    )
+
+
+def _own_sockets(pid: int) -> set[str]:
+    """Inodes of the sockets that a process has open."""
+    found = set()
     try:
-        found = psutil.Process(pid).net_connections(kind="unix")
-    except psutil.AccessDenied as error:
-        raise proc.access_error(pid, "the sockets") from error
-    except psutil.NoSuchProcess as error:
-        raise proc.gone(pid, ProcessLookupError(str(error))) from error
-    return tuple(Path(os.path.normpath(cwd / str(one.laddr))) for one in found if one.laddr)
+        for entry in (proc.PROC / str(pid) / "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                found.add(str(entry.readlink()).removeprefix("socket:[").removesuffix("]"))
+    except OSError as error:
+        raise proc.gone(pid, error) from error
+    return found
 
 
 def clear_the_way(deployment: Deployment, *, wait_s: float = _PORT_WAIT_S) -> None:
@@ -195,7 +213,7 @@ def clear_the_way(deployment: Deployment, *, wait_s: float = _PORT_WAIT_S) -> No
     require_ports_free((deployment.sql, deployment.http))
     start = deployment.start
     place = Path(startflags.parse(start.argv, cwd=str(start.cwd), environ=start.environ).socket)
-    if not place.is_socket():
+    if not _is_socket(place):
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(_PROBE_TIMEOUT_S)
@@ -207,6 +225,13 @@ def clear_the_way(deployment: Deployment, *, wait_s: float = _PORT_WAIT_S) -> No
         except OSError:
             return  # whatever it is: kwbase says it better
     raise StartError(f"somebody else listens on the Unix socket {place}", hint="end that process (`ss -lxp`)")
+
+
+def _is_socket(place: Path) -> bool:
+    """Whether the file itself is a socket: what a link leads to is not ours to remove."""
+    with contextlib.suppress(OSError):
+        return stat.S_ISSOCK(place.lstat().st_mode)
+    return False
 
 
 def require_ports_free(addresses: Iterable[Address | None]) -> None:

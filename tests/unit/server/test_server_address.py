@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
-from kwdb_build.errors import StartError
+from kwdb_build.errors import ServerNotFoundError, StartError
 from kwdb_build.model import Address
 from kwdb_build.server import address, startflags
 from kwdb_build.server.startflags import HostPort
+from tests.ports import free_port
+from tests.unit.server.test_server_validate import server
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,3 +81,44 @@ def test_a_taken_port_names_its_holder() -> None:
         assert f"pid {os.getpid()}" in caught.value.context
     assert address.port_free(where)
     address.require_ports_free([where])
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "not-there.invalid"])  # RFC 5737 and 6761: no machine's
+def test_a_host_that_cannot_be_bound_is_nobody_elses(host: str) -> None:
+    where = Address(host=host, port=1)
+    assert address.port_free(where)
+    address.require_ports_free([where])
+
+
+def test_unix_sockets_are_found_whatever_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = ("plain", "with  two spaces\u00e9", "sub/../relative")
+    (tmp_path / "sub").mkdir()
+    with contextlib.ExitStack() as stack:
+        for place in (*places, "\0abstract"):
+            one = stack.enter_context(socket.socket(socket.AF_UNIX))
+            one.bind(place)
+            one.listen()
+        found = address.unix_sockets(os.getpid())
+        assert {tmp_path / "plain", tmp_path / "with  two spaces\u00e9", tmp_path / "relative"} <= set(found)
+    assert tmp_path / "plain" not in address.unix_sockets(os.getpid()), "its file is there, and it is closed"
+    with pytest.raises(ServerNotFoundError):
+        address.unix_sockets(2**22 + 1)
+
+
+def test_only_a_socket_itself_is_removed(tmp_path: Path) -> None:
+    """A stale socket goes; a link to one stays, and so does what it leads to."""
+    place, target = tmp_path / "place", tmp_path / "target"
+    deployment = dataclasses.replace(
+        server(tmp_path, f"--socket={place}"), sql=Address(host="127.0.0.1", port=free_port()), http=None
+    )
+    with socket.socket(socket.AF_UNIX) as theirs:
+        theirs.bind(str(target))
+    place.symlink_to(target)
+    address.clear_the_way(deployment)
+    assert place.is_symlink()
+    assert target.is_socket()
+    place.unlink()
+    target.rename(place)
+    address.clear_the_way(deployment)
+    assert not place.exists()
