@@ -7,7 +7,6 @@ without ready=1 answers before the node can serve, and an SQL answer does not sa
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import http.client
 import socket
 import ssl
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from kwdb_build import sql
 from kwdb_build.errors import StartError
-from kwdb_build.model import Address, NodeIdentity
+from kwdb_build.model import NodeIdentity
 from kwdb_build.server import address, capture, certificates, locks, logs, proc
 
 if TYPE_CHECKING:
@@ -35,8 +34,6 @@ _LONGER = 1.15
 """Each round waits a little longer: a server that is up at once is noticed at once, a slow one is not pestered."""
 _BANNER_GRACE_S = 20.0
 """A cluster node was seen to print its banner seconds after it was ready."""
-_CLIENTS_NAME = ".s.PGSQL."
-"""PostgreSQL's clients are given a directory and a port, and look for this name and the port in it."""
 OK = 200
 
 
@@ -132,16 +129,13 @@ class _Waiting:
         return self.deployment.http is None or self._health().status == OK
 
     def answers(self) -> bool:
-        """`SELECT 1` comes back, by the port and by the Unix socket where the server has one."""
+        """`SELECT 1` comes back."""
         try:
-            for login in filter(None, (self.login, local_login(self.deployment, self.login))):
-                with sql.Session(login, connect_timeout_s=2, statement_timeout_s=5) as session:
-                    if session.value("SELECT 1") != 1:
-                        return False
+            with sql.Session(self.login, connect_timeout_s=2, statement_timeout_s=5) as session:
+                return bool(session.value("SELECT 1") == 1)
         except sql.SqlError as error:
             self.seen = (error.context or error.message).splitlines()[0]
             return False
-        return True
 
     def banner(self, *, wanted: bool) -> logs.Banner | None:
         """The banner of this start; a server can be told to log it nowhere, so that its absence is no error."""
@@ -340,15 +334,6 @@ def require_still_well(deployment: Deployment, ready: Ready, login: sql.Login) -
             raise StartError(f"{name} is loaded from {loaded.get(name)} and no longer from {path}")
 
 
-def local_login(deployment: Deployment, login: sql.Login) -> sql.Login | None:
-    """A login by the server's Unix socket; None without one, or where that takes a password and none is known."""
-    place = Path(capture.flags_of(deployment).socket)
-    port = place.name.removeprefix(_CLIENTS_NAME)
-    if not (place.name.startswith(_CLIENTS_NAME) and port.isdigit()) or (login.certs_dir and not login.password_file):
-        return None
-    return dataclasses.replace(login, address=Address(host=str(place.parent), port=int(port)), dial="")
-
-
 def require_addresses(deployment: Deployment, pid: int) -> None:
     """StartError unless a process itself listens where the captured server did."""
     place = capture.flags_of(deployment).socket
@@ -369,8 +354,3 @@ def require_addresses(deployment: Deployment, pid: int) -> None:
 def loaded_libraries(pid: int) -> dict[str, Path]:
     """Name -> file of KWDB's own libraries that a process really maps; a removed file keeps its ' (deleted)'."""
     return {name: Path(path) for name, path in proc.mapped_libraries(pid, capture.LIBRARIES).items()}
-
-
-def still_alive(pid: int, started_at: float) -> bool:
-    """Whether the server that became ready still runs: some crash moments after their first answer."""
-    return proc.is_alive(pid, started_at)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pexpect
 import pytest
 
-from kwdb_build.server import proc, readiness, saved
+from kwdb_build.server import proc, saved
 from tests.integration.serverbox import PATIENCE_S, identity, stopped
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def read_ready(text: str) -> tuple[int, int, float]:
 
 def serves(deployment: Deployment, pid: int, began: float) -> bool:
     time.sleep(0.5)  # long enough for a signal to have its effect
-    return readiness.still_alive(pid, began) and bool(identity(deployment).cluster_id)
+    return proc.is_alive(pid, began) and bool(identity(deployment).cluster_id)
 
 
 @pytest.mark.parametrize("how", ["ctrl-c", "hang-up", "kill"])

@@ -279,7 +279,7 @@ def test_a_drain_beyond_the_limit_is_left_alone(site: Instance) -> None:
     assert asked == [1]
     assert "not killed" in caught.value.context
     assert "--force-stop-after" in caught.value.hint
-    assert readiness.still_alive(deployment.pid, deployment.started_at)
+    assert proc.is_alive(deployment.pid, deployment.started_at)
 
 
 @pytest.mark.parametrize("consent", ["asked", "agreed before"])
@@ -288,7 +288,7 @@ def test_a_server_that_ignores_sigterm_is_killed_with_consent_only(site: Instanc
     deployment = capture.capture(site.start())
     with pytest.raises(NotStoppedError):
         stop(deployment, timeout_s=0.3, progress=QUIET)
-    assert readiness.still_alive(deployment.pid, deployment.started_at)
+    assert proc.is_alive(deployment.pid, deployment.started_at)
     said: list[str] = []
 
     class Listening(type(QUIET)):  # type: ignore[misc]
@@ -302,7 +302,7 @@ def test_a_server_that_ignores_sigterm_is_killed_with_consent_only(site: Instanc
     assert result.forced
     assert not result.drained
     assert any("killing" in text for text in said)
-    assert not readiness.still_alive(deployment.pid, deployment.started_at)
+    assert not proc.is_alive(deployment.pid, deployment.started_at)
     assert locks.holder(site.store) is None
 
 
@@ -399,9 +399,9 @@ def test_a_crash_after_the_first_answer_is_seen(site: Instance, tmp_path: Path) 
     started = start(with_fault(deployment, "die-after:1").start, log_dir=tmp_path / "run")
     ready = wait(deployment, started, expect)
     deadline = time.monotonic() + PATIENCE_S
-    while readiness.still_alive(ready.pid, ready.started_at) and time.monotonic() < deadline:
+    while proc.is_alive(ready.pid, ready.started_at) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not readiness.still_alive(ready.pid, ready.started_at)
+    assert not proc.is_alive(ready.pid, ready.started_at)
     assert command.reap(started.launched, PATIENCE_S) == 2  # a panic of Go
     assert "died on demand" in started.last_words()
 
