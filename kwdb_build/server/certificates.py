@@ -46,7 +46,7 @@ def shown_by_node(directory: Path) -> tuple[bytes, ...]:
     found = []
     for name in ("ui.crt", "node.crt"):
         with contextlib.suppress(OSError, ValueError):
-            found.append(ssl.PEM_cert_to_DER_cert(_first((directory / name).read_text(encoding="ascii"))))
+            found.append(ssl.PEM_cert_to_DER_cert(_first(directory / name)))
     return tuple(found)
 
 
@@ -57,14 +57,15 @@ def _read(path: Path) -> Certificate:
         if key.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             exposed = key
     try:
-        begins, ends = validity(ssl.PEM_cert_to_DER_cert(_first(path.read_text(encoding="ascii"))))
+        begins, ends = validity(ssl.PEM_cert_to_DER_cert(_first(path)))
     except (OSError, ValueError, IndexError) as error:
         return Certificate(path=path, problem=str(error) or type(error).__name__, exposed_key=exposed)
     return Certificate(path=path, begins=begins, ends=ends, exposed_key=exposed)
 
 
-def _first(text: str) -> str:
-    """The first certificate of a file that may hold a chain."""
+def _first(path: Path) -> str:
+    """The first certificate of a file that may hold a chain, and words in any encoding beside it."""
+    text = path.read_text(encoding="utf-8", errors="replace")
     begin = text.index(ssl.PEM_HEADER)
     return text[begin : text.index(ssl.PEM_FOOTER, begin) + len(ssl.PEM_FOOTER)]
 

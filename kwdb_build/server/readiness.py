@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kwdb_build.console import Progress
-    from kwdb_build.model import Deployment
+    from kwdb_build.model import Address, Deployment
     from kwdb_build.server.start import Started
 
 _PROBE_TIMEOUT_S = 2.0
@@ -55,10 +55,15 @@ class Ready:
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """One answer of the health page: status 0 when nobody answered, text what was said."""
+    """One answer of the health page: status 0 when nobody answered, text what was said.
+
+    stranger: somebody answered, with a certificate that is not the server's.
+    """
 
     status: int
     text: str
+    url: str = ""
+    stranger: bool = False
 
 
 def wait_ready(
@@ -217,66 +222,76 @@ def check_identity(found: NodeIdentity, banner: logs.Banner | None, expect: Node
             )
 
 
-def health(deployment: Deployment, *, timeout_s: float = _PROBE_TIMEOUT_S) -> Health:
-    """Ask /health?ready=1 once. Never raises: who does not answer has status 0.
-
-    So has who does not show a secure server's own certificate: somebody else has the port, and a server of KWDB answers
-    plain http beside TLS, whoever asks.
-    """
+def health(deployment: Deployment) -> Health:
+    """ask_health of a captured server."""
     if deployment.http is None:
         return Health(status=0, text="no HTTP address")
-    host, port = deployment.http.host, deployment.http.port
-    secure = deployment.certs_dir is not None and not capture.flags_of(deployment).plain_http
+    return ask_health(deployment.http, page_certificates(deployment), name=deployment.sql.host)
+
+
+def page_certificates(deployment: Deployment) -> Path | None:
+    """Where the certificates are that a server's health page is known by; None where it is asked by plain http."""
+    return None if capture.flags_of(deployment).plain_http else deployment.certs_dir
+
+
+def ask_health(
+    page: Address, certs_dir: Path | None, *, name: str, path: str = "/health?ready=1",
+    timeout_s: float = _PROBE_TIMEOUT_S,
+) -> Health:
+    """Ask the health page once. Never raises: who does not answer has status 0.
+
+    So has who does not show a secure server's own certificate: somebody else has the port, and a server of KWDB answers
+    plain http beside TLS, whoever asks. certs_dir: as page_certificates says; name: the host in the certificate.
+    """
+    url = f"{'https' if certs_dir else 'http'}://{page}{path}"
     try:
-        if not secure:
-            return _ask(http.client.HTTPConnection(host, port, timeout=timeout_s))
-        connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=_any_certificate())
+        if certs_dir is None:
+            return _ask(http.client.HTTPConnection(page.host, page.port, timeout=timeout_s), url, path)
+        connection = http.client.HTTPSConnection(page.host, page.port, timeout=timeout_s, context=_any_certificate())
         with contextlib.closing(connection):
             connection.connect()
-            if not _is_own(connection.sock.getpeercert(binary_form=True), deployment, timeout_s):
-                return Health(
-                    status=0, text=f"the certificate shown at {deployment.http} is not this server's "
-                    f"({deployment.certs_dir}): another server has that port",
-                )
-            return _ask(connection)
+            shown = connection.sock.getpeercert(binary_form=True)
+            if shown in certificates.shown_by_node(certs_dir) or _of_its_authority(page, certs_dir, name, timeout_s):
+                return _ask(connection, url, path)
+            return Health(
+                status=0, url=url, stranger=True,
+                text=f"the certificate shown at {page} is not this server's ({certs_dir}): "
+                "another server has that port",
+            )
     except OSError as error:
-        return Health(status=0, text=str(error))
+        return Health(status=0, url=url, text=str(error))
 
 
 def _any_certificate() -> ssl.SSLContext:
-    """It is compared by _is_own: a certificate names hosts that we may not dial."""
+    """What is shown is compared afterwards: a certificate names hosts that we may not dial."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
 
 
-def _is_own(shown: bytes | None, deployment: Deployment, timeout_s: float) -> bool:
-    """The very certificate in the server's directory, or one (renewed since it was read) of its CA for its name."""
-    if deployment.certs_dir is None or deployment.http is None:
-        return False
-    if shown in certificates.shown_by_node(deployment.certs_dir):
-        return True
-    for name in ("ca-ui.crt", "ca.crt"):
+def _of_its_authority(page: Address, certs_dir: Path, name: str, timeout_s: float) -> bool:
+    """Whether the certificate that is shown (renewed on disk since it was read) is one of its CA for its name."""
+    for authority in ("ca-ui.crt", "ca.crt"):
         with contextlib.suppress(OSError, ValueError):
-            context = ssl.create_default_context(cafile=str(deployment.certs_dir / name))
+            context = ssl.create_default_context(cafile=str(certs_dir / authority))
             with (
-                socket.create_connection((deployment.http.host, deployment.http.port), timeout=timeout_s) as plain,
-                context.wrap_socket(plain, server_hostname=deployment.sql.host),
+                socket.create_connection((page.host, page.port), timeout=timeout_s) as plain,
+                context.wrap_socket(plain, server_hostname=name),
             ):
                 return True
     return False
 
 
-def _ask(connection: http.client.HTTPConnection) -> Health:
+def _ask(connection: http.client.HTTPConnection, url: str, path: str) -> Health:
     with contextlib.closing(connection):
         try:
-            connection.request("GET", "/health?ready=1")
+            connection.request("GET", path)
             answer = connection.getresponse()
             body = " ".join(answer.read(4096).decode("utf-8", "replace").split())
         except http.client.HTTPException as error:
-            return Health(status=0, text=f"no HTTP: {error!r}")
-        return Health(status=answer.status, text=f"HTTP {answer.status} {body}")
+            return Health(status=0, url=url, text=f"no HTTP: {error!r}")
+        return Health(status=answer.status, url=url, text=f"HTTP {answer.status} {body}")
 
 
 def serves(deployment: Deployment, login: sql.Login | None = None) -> bool:

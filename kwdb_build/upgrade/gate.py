@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kwdb_build.errors import RefusedError
-from kwdb_build.server import supervisor
+from kwdb_build.server import readiness, supervisor
 
 if TYPE_CHECKING:
     from kwdb_build.model import Deployment, Version
@@ -20,7 +20,6 @@ _EXPORT_IMPORT = (
     "settings from the old one, and IMPORT them into the new one (documentation: Data Export, Data Import)"
 )
 _OLDEST_2_IN_PLACE = (2, 1)
-_READY = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,15 +88,17 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def require_ready(status: int, said: str, *, address: str) -> None:
-    """RefusedError unless the health page says 200: the restarted server will be judged by it (status 0: no answer)."""
-    if status != _READY:
-        seen = "cannot be reached from here" if status == 0 else "does not call the server ready"
-        raise RefusedError(
-            f"the health page http://{address}/health?ready=1 {seen}", context=said,
-            hint="let this machine reach it (firewall, --http-addr), or wait until the server is ready; nothing was "
-            "changed",
-        )
+def require_ready(page: readiness.Health) -> None:
+    """RefusedError unless the health page says 200: the restarted server will be judged by it."""
+    if page.status == readiness.OK:
+        return
+    seen, hint = "does not call the server ready", "wait until the server is ready"
+    if page.stranger:
+        seen = "is not known to be the server's"
+        hint = "if its certificate was renewed, let the server read it: kill -HUP its process"
+    elif page.status == 0:
+        seen, hint = "cannot be reached from here", "let this machine reach it (firewall, --http-addr)"
+    raise RefusedError(f"the health page {page.url} {seen}", context=page.text, hint=f"{hint}; nothing was changed")
 
 
 def require_healthy(facts: ServerFacts, *, command: str) -> None:

@@ -310,7 +310,7 @@ def _note(context: Context, path: Path, value: Any) -> None:
 def verify(context: Context, *, mode: Mode) -> VerifyResult:
     """Run the shipped suite on whatever runs on the stores now, and keep its result in the run."""
     from kwdb_build.files import read_json
-    from kwdb_build.server import proc
+    from kwdb_build.server import proc, readiness
     from kwdb_build.verify import logs
     from kwdb_build.verify.request import VerifyRequest
     from kwdb_build.verify.runner import run_suite
@@ -329,7 +329,7 @@ def verify(context: Context, *, mode: Mode) -> VerifyResult:
             for name, path in deployment.libraries.items()
         },
         log_mark=logs.from_json(read_json(context.run.log_mark)) if context.run.log_mark.exists() else None,
-        http=deployment.http, secure=deployment.secure, certs_dir=deployment.certs_dir,
+        http=deployment.http, page_certificates=readiness.page_certificates(deployment),
         statement_timeout_s=settings.statement_timeout_s, settle_s=settings.settle_s,
     )
     result = run_suite(

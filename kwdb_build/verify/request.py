@@ -27,6 +27,7 @@ class VerifyRequest:
     (proc.start_time): the process as it was when it became ready; 0 when it is not visible from here. libraries: path
     -> sha256 of what it must have mapped, as the process names them. log_mark: taken before its start. scratch: name
     stem of the databases that the suite may create; the runner fills it in and removes what a killed suite left.
+    http and page_certificates: as server.readiness.ask_health takes them.
     """
 
     login: Login
@@ -38,8 +39,7 @@ class VerifyRequest:
     libraries: dict[str, str] = field(default_factory=dict)
     log_mark: logs.LogMark | None = None
     http: Address | None = None
-    secure: bool = False
-    certs_dir: Path | None = None
+    page_certificates: Path | None = None
     statement_timeout_s: float = 300.0
     settle_s: float = 5.0
     retry_s: float = 30.0
@@ -64,7 +64,7 @@ def load(path: Path) -> VerifyRequest:
             ),
             "baseline": Path(body["baseline"]),
             "http": Address(**body["http"]) if body["http"] else None,
-            "certs_dir": _path(body["certs_dir"]),
+            "page_certificates": _path(body["page_certificates"]),
             "log_mark": logs.from_json(body["log_mark"]) if body["log_mark"] else None,
         })
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -94,8 +94,7 @@ class Gate(Step):
         gate.require_supported_version(deployment.version, tree.version, allow_same=context.request.allow_same)
         gate.require_healthy(ask_server(context), command=deployment.start.command)
         if deployment.http is not None:
-            page = health(deployment)
-            gate.require_ready(page.status, page.text, address=str(deployment.http))
+            gate.require_ready(health(deployment))
         _require_access(context)
         _require_room_to_start(context)
         if not context.request.no_backup:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import urllib3
 
-from kwdb_build.server import proc
+from kwdb_build.server import proc, readiness
 from kwdb_build.verify import probe
 
 if TYPE_CHECKING:
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from kwdb_build.verify.baseline import Baseline
     from kwdb_build.verify.plugin import Check
     from kwdb_build.verify.request import VerifyRequest
-
-_HTTP_OK = 200
 
 
 def test_process(wanted: VerifyRequest, check: Check) -> None:
@@ -82,23 +79,13 @@ def test_health(
     """Health by HTTP."""
     if wanted.http is None:
         pytest.skip("the server has no HTTP address that can be reached from here")
-    scheme = "https" if wanted.secure else "http"
-    # The host name is proven by SQL (verify-full); here the server's own CA is enough.
-    authority = str(wanted.certs_dir / "ca.crt") if wanted.secure and wanted.certs_dir else None
-    pool = (
-        urllib3.PoolManager(ca_certs=authority, assert_hostname=False, retries=False) if authority
-        else urllib3.PoolManager(retries=False)
-    )
-    check.required = "200"
+    page, name = wanted.http, wanted.login.address.host
+    check.required = str(readiness.OK)
 
     def answers() -> bool:
-        try:
-            answer = pool.request("GET", f"{scheme}://{wanted.http}{path}", timeout=5.0)
-        except urllib3.exceptions.HTTPError as error:
-            check.found = str(error)
-            return False
-        check.found = f"{answer.status} {answer.data[:200].decode('utf-8', 'replace')}"
-        return answer.status == _HTTP_OK
+        answer = readiness.ask_health(page, wanted.page_certificates, name=name, path=path, timeout_s=5.0)
+        check.found = answer.text
+        return answer.status == readiness.OK
 
     assert eventually(answers), f"no 200: {check.found}"
 

@@ -6,15 +6,24 @@ import pytest
 
 from kwdb_build.errors import RefusedError
 from kwdb_build.model import Version
+from kwdb_build.server.readiness import Health
 from kwdb_build.upgrade.gate import ServerFacts, require_healthy, require_ready, require_supported_version
 
 
-@pytest.mark.parametrize(("status", "words"), [(0, "cannot be reached"), (503, "does not call the server ready")])
-def test_a_server_that_does_not_call_itself_ready_is_left_alone(status: int, words: str) -> None:
+@pytest.mark.parametrize(("status", "stranger", "words", "hint"), [
+    (0, False, "cannot be reached", "firewall"), (503, False, "does not call the server ready", "wait until"),
+    (0, True, "not known to be the server's", "kill -HUP"),
+])
+def test_a_server_that_does_not_call_itself_ready_is_left_alone(
+    status: int, stranger: bool, words: str, hint: str
+) -> None:
+    page = Health(status=status, text="node is draining", url="https://db:8080/health?ready=1", stranger=stranger)
     with pytest.raises(RefusedError, match=words) as caught:
-        require_ready(status, "node is draining", address="127.0.0.1:8080")
+        require_ready(page)
     assert caught.value.context == "node is draining"
-    require_ready(200, "{}", address="127.0.0.1:8080")
+    assert page.url in caught.value.message
+    assert hint in caught.value.hint
+    require_ready(Health(status=200, text="{}"))
 
 
 @pytest.mark.parametrize(
