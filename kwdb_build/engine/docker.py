@@ -250,14 +250,21 @@ class DockerEngine:
         removed = 0
         with self._talk(f"look for left-over containers of {name}"):
             for found in self._api.containers(all=True, filters={"label": f"{LABEL}={name}"}):
-                if _KEEP_LABEL in found.get("Labels", {}) and found.get("State") == "exited":
-                    continue  # somebody asked for it, and still looks into it
+                if _KEEP_LABEL in found.get("Labels", {}) and self._ended_once(found["Id"]):
+                    continue  # somebody asked for it, and still looks into it, or has started it again
                 made_by = str(found.get("Labels", {}).get(_OWNER_LABEL, ""))
                 mine = made_by == owner() and found["Id"] not in self._active  # the engine died under it
                 if mine or not owner_lives(made_by):
                     self._remove(found["Id"])
                     removed += 1
         return removed
+
+    def _ended_once(self, container: str) -> bool:
+        from docker.errors import NotFound
+
+        with contextlib.suppress(NotFound):
+            return not str(self._api.inspect_container(container)["State"]["FinishedAt"]).startswith("0001")
+        return False
 
     def _create(self, spec: RunSpec) -> str:
         from docker.errors import APIError

@@ -24,11 +24,19 @@ def owner_lives(text: str) -> bool:
         return False
     if place != _place():
         return True
-    return ticks == _start_ticks(int(pid))
+    if found := _start_ticks(int(pid)):
+        return ticks == found
+    try:
+        os.kill(int(pid), 0)  # with hidepid a living process of another user has no /proc/PID for us
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _start_ticks(pid: int) -> str:
-    """Field 22 of /proc/PID/stat, counted from behind the command name, which may hold anything; '' when it is gone."""
+    """Field 22 of /proc/PID/stat, counted from behind the command name, which may hold anything; '' when not seen."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -55,7 +55,7 @@ def test_a_failed_run_is_kept_when_asked_for_and_can_go_on(
 ) -> None:
     tmp_path.chmod(0o777)
     spec = dataclasses.replace(
-        shell(image, "cat /proc/sys/kernel/hostname; test -e /at/mended", mounts=(Mount(source=tmp_path, target="/at"),)),
+        shell(image, "cat /proc/sys/kernel/hostname; while test -e /at/wait; do sleep 0.1; done; test -e /at/mended", mounts=(Mount(source=tmp_path, target="/at"),)),
         keep_failed=True, hostname="elsewhere",
     )
     lines: list[str] = []
@@ -65,9 +65,14 @@ def test_a_failed_run_is_kept_when_asked_for_and_can_go_on(
     [kept] = containers(engine, spec.name)
     try:
         assert engine.remove_leftovers(spec.name) == 0, "the next run of that name leaves it alone"
-        (tmp_path / "mended").touch()
-        again = subprocess.run(result.kept.split(), check=False, capture_output=True, text=True, timeout=60)
-        assert (again.returncode, again.stdout) == (0, "elsewhere\n")
+        for name in ("mended", "wait"):
+            (tmp_path / name).touch()
+        with subprocess.Popen(result.kept.split(), stdout=subprocess.PIPE, text=True) as again:
+            assert again.stdout is not None
+            assert again.stdout.readline() == "elsewhere\n"
+            assert engine.remove_leftovers(spec.name) == 0, "nor while it runs again"
+            (tmp_path / "wait").unlink()
+            assert again.wait(60) == 0
         (tmp_path / "mended").unlink()
     finally:
         engine._remove(kept)

@@ -54,3 +54,26 @@ def test_a_container_with_this_hosts_name_has_other_pids() -> None:
         [*unshare, sys.executable, "-c", script, owner()], check=True, capture_output=True, text=True
     )
     assert done.stdout.strip() == "True"
+
+
+def test_who_cannot_be_seen_may_live() -> None:
+    """With hidepid another user's processes have no /proc/PID; whether there is one can still be asked."""
+    script = """if True:
+        import os, sys
+        from kwdb_build.engine.owner import owner, owner_lives
+        place, _, _ = owner().split(":")
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        print(os.path.exists(f"/proc/{sys.argv[1]}"), *(owner_lives(f"{place}:{pid}:7") for pid in sys.argv[1:]))
+    """
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    inside = ["unshare", "--mount", "sh", "-ec", 'mount -t proc -o hidepid=2 proc /proc; exec "$@"', "sh"]
+    if subprocess.run([*inside, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("may not mount /proc here")
+    done = subprocess.run(
+        [*inside, sys.executable, "-c", script, str(os.getpid()), str(gone.pid)], check=True, capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["False", "True", "False"]
