@@ -9,6 +9,7 @@ ccache does not sign what it stores.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 import threading
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _SOCKET = "redis.sock"
 _CHUNK = 1 << 16
 _TIMEOUT_S = 5.0
+_AGAIN_S = 0.1
 _REDIS_PORT = 6379
 _ALLOWED = {b"EXISTS": 2, b"GET": 2, b"SET": 3, b"DEL": 2}
 """What ccache asks of a Redis: each command and the number of its words. (AUTH and SELECT are ours.)"""
@@ -105,15 +107,22 @@ class _Passage:
         self._first = first
         self._progress = progress
         self._told: set[str] = set()
+        self._without = False
+        self._closing = threading.Event()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
     def __enter__(self) -> None:
-        self._listener.bind(str(self._path))
+        directory = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY)
+        try:  # through the directory: the path of a socket has at most 107 bytes, that of a home may have more
+            self._listener.bind(f"/proc/self/fd/{directory}/{self._path.name}")
+        finally:
+            os.close(directory)
         self._path.chmod(0o666)
         self._listener.listen(64)
         threading.Thread(target=self._serve, daemon=True).start()
 
     def __exit__(self, *_: object) -> None:
+        self._closing.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(); close() alone would not
         self._listener.close()
@@ -123,23 +132,27 @@ class _Passage:
             try:
                 client, _ = self._listener.accept()
             except OSError:
-                return
+                if self._closing.wait(_AGAIN_S):
+                    return
+                continue  # too many open files, or a client that was gone at once
             threading.Thread(target=self._pass_on, args=(client,), daemon=True).start()
 
     def _pass_on(self, client: socket.socket) -> None:
         where = f"the shared cache at {self._target[0]}:{self._target[1]}"
-        with client, contextlib.suppress(OSError):
-            try:
-                server = socket.create_connection(self._target, _TIMEOUT_S)
-            except OSError as error:
-                self._tell("answer", f"{where} does not answer ({error}): building without it")
+        with client, contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            if self._without:
                 return
-            with server, client.makefile("rb") as commands:
-                for command in self._first:
-                    if not _said(server, command):
-                        self._tell("first", f"{where} does not take {_WORDS[command[0]]}: building without it")
-                        return
-                server.settimeout(None)
+            try:
+                server = stack.enter_context(socket.create_connection(self._target, _TIMEOUT_S))
+                refused = [_WORDS[command[0]] for command in self._first if not _said(server, command)]
+            except OSError as error:
+                self._do_without(f"{where} does not answer ({error})")
+                return
+            if refused:
+                self._do_without(f"{where} does not take {refused[0]}")
+                return
+            server.settimeout(None)
+            with client.makefile("rb") as commands:
                 back = threading.Thread(target=_pump, args=(server, client), daemon=True)
                 back.start()
                 try:
@@ -148,6 +161,11 @@ class _Passage:
                     self._tell("filter", f"the build asked {where} for what ccache does not ask for: refused ({error})")
                 server.shutdown(socket.SHUT_WR)
                 back.join()
+
+    def _do_without(self, why: str) -> None:
+        """No connection is tried again in this build: each of thousands of compilers would wait for it in vain."""
+        self._without = True
+        self._tell("without", f"{why}: building without it")
 
     def _tell(self, kind: str, what: str) -> None:
         """Say something once of each kind, however many connections it happens to."""

@@ -319,6 +319,26 @@ def test_a_shared_cache_that_fails_is_no_failure_of_the_build(
     assert any("does not answer" in note for note in notes)
 
 
+def test_a_redis_that_refuses_is_asked_once_and_a_long_home_is_fine(redis: tuple[int, str], tmp_path: Path) -> None:
+    port, password = redis
+    wrong, short, long = tmp_path / "password", tmp_path / "s", tmp_path / ("l" * 120)
+    wrong.write_text("wrong")
+    long.mkdir()
+    short.symlink_to(long)
+    notes = Notes()
+    with redis_client(port, password) as said:
+
+        def connections() -> int:
+            return int(said("INFO", "stats").partition(b"total_connections_received:")[2].split()[0])
+
+        before = connections()
+        with shared(f"redis://127.0.0.1:{port}", wrong, scratch=long, progress=notes):
+            for _ in range(3):
+                assert through(short, resp("EXISTS", KEY)) == b""
+        assert connections() == before + 1
+    assert len(notes.notes) == 1
+
+
 def test_machines_share_a_directory(engine: DockerEngine, mini_toolchain: Toolchain, tmp_path: Path) -> None:
     directory = tmp_path / "common"
     directory.mkdir()
