@@ -105,8 +105,13 @@ def walk_all(root: Path) -> Iterator[Path]:
 
 
 def tree_bytes(root: Path) -> int:
-    """Size of all files and symlinks below root together. A source tree has ten thousands: no objects for them."""
-    return sum(os.lstat(f"{directory}/{name}").st_size for directory, _, names in os.walk(root) for name in names)
+    """Size of all files and symlinks below root together; what vanishes meanwhile counts nothing."""
+    total = 0
+    for directory, _, names in os.walk(root):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(f"{directory}/{name}").st_size  # a source tree has ten thousands: no Path for each
+    return total
 
 
 def record_of(path: Path, root: Path) -> FileRecord:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kwdb_build.build.recipe import RECIPE_VERSION
-from kwdb_build.files import walk_files
+from kwdb_build.files import tree_bytes, walk_files
 from kwdb_build.scratch import remove_tree
 
 if TYPE_CHECKING:
@@ -153,7 +153,12 @@ def damaged(go: Path) -> list[Path]:
 
 def prune_go(go: Path, limit_bytes: int) -> int:
     """Remove the entries that were not used for the longest time; how many. Only while no build runs."""
-    entries = sorted((info.st_mtime, info.st_size, path) for path in go.glob("??/*") for info in [path.lstat()])
+    entries = []
+    for path in go.glob("??/*"):
+        with contextlib.suppress(FileNotFoundError):
+            info = path.lstat()
+            entries.append((info.st_mtime, info.st_size, path))
+    entries.sort()
     size = sum(entry[1] for entry in entries)
     if size <= limit_bytes:
         return 0
@@ -169,25 +174,26 @@ def prune_go(go: Path, limit_bytes: int) -> int:
 
 def listed(root: Path) -> tuple[CacheFacts, ...]:
     """All caches below root, the last used first."""
-    found = [
-        CacheFacts(
-            name=place.name, path=place, ccache_bytes=_size(place / "data" / "ccache"),
-            go_bytes=_size(place / "data" / "go"),
-            used_at=_used_at(place),
-        )
-        for place in (root.iterdir() if root.is_dir() else ()) if (place / "data").is_dir()
-    ]
+    found = []
+    for place in root.iterdir() if root.is_dir() else ():
+        if (place / "data").is_dir():
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                found.append(CacheFacts(
+                    name=place.name, path=place, ccache_bytes=tree_bytes(place / "data" / "ccache"),
+                    go_bytes=tree_bytes(place / "data" / "go"), used_at=_used_at(place),
+                ))
     return tuple(sorted(found, key=lambda facts: facts.used_at, reverse=True))
 
 
 def remove(place: Path) -> bool:
-    """Remove one toolchain's caches; False while a build uses them."""
+    """Remove one toolchain's caches; False while a build uses them, and when they are gone already."""
     fd = _lock_of(place)
     try:
         if not _alone(fd):
             return False
-        with contextlib.suppress(FileNotFoundError):  # another prune was first
-            remove_tree(place)
+        remove_tree(place)
+    except FileNotFoundError:  # another prune was first
+        return False
     finally:
         os.close(fd)
     return True
@@ -214,7 +220,3 @@ def _alone(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _size(directory: Path) -> int:
-    return sum(info.st_size for path in directory.rglob("*") if stat.S_ISREG((info := path.lstat()).st_mode))

@@ -71,7 +71,10 @@ def cache_prune(console: Console, settings: Settings, *, days: int) -> int:
     for one in caches.listed(settings.home / caches.DIRECTORY):
         if days and time.time() - one.used_at < days * 86_400:
             continue
-        (removed if caches.remove(one.path) else kept).append(one)
+        if caches.remove(one.path):
+            removed.append(one)
+        elif one.path.exists():
+            kept.append(one)
     for one in kept:
         console.note(f"{one.name}: a build uses it, left alone")
     freed = sum(one.ccache_bytes + one.go_bytes for one in removed)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kwdb_build.errors import LockedError, UsageError
-from kwdb_build.files import read_json
+from kwdb_build.files import read_json, tree_bytes
 from kwdb_build.source.bundle import CONTENTS
 from kwdb_build.source.cachelock import hold, set_aside
 from kwdb_build.source.inspect import holds_store
-from kwdb_build.source.mirror import RECORD, directory_bytes
+from kwdb_build.source.mirror import RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -74,7 +74,7 @@ def _is_checkout(path: Path) -> bool:
 def _entry(path: Path, kind: str) -> Entry:
     stamp = path / RECORD if kind == "repository" and (path / RECORD).exists() else path
     return Entry(
-        kind=kind, path=path, what=_what(path, kind), size_bytes=directory_bytes(path), last_used=stamp.stat().st_mtime
+        kind=kind, path=path, what=_what(path, kind), size_bytes=tree_bytes(path), last_used=stamp.stat().st_mtime
     )
 
 

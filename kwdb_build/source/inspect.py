@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from kwdb_build.console import Progress
 from kwdb_build.errors import SourceError, SpaceError
-from kwdb_build.files import require_space, sha256_of
+from kwdb_build.files import require_space, sha256_of, tree_bytes
 from kwdb_build.model import SOURCE_SUFFIX, SourceTree, Submodule, Version
 from kwdb_build.source.client import GitClient
-from kwdb_build.source.mirror import MARGIN_BYTES, directory_bytes
+from kwdb_build.source.mirror import MARGIN_BYTES
 from kwdb_build.source.reference import redact
 from kwdb_build.source.submodules import head_of, read_pins, verify_head
 
@@ -192,7 +192,7 @@ def copy_tree(
     if target.exists() or target.is_symlink():
         raise SourceError(f"{target} exists already", hint="give each build a directory of its own")
     _make_parents(target.parent, uid, gid)
-    require_space(target.parent, MARGIN_BYTES + directory_bytes(tree.path), "working copy of the source")
+    require_space(target.parent, MARGIN_BYTES + tree_bytes(tree.path), "working copy of the source")
     temporary = target.with_name(f".{target.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     say.update("copying the source")

@@ -15,12 +15,12 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from kwdb_build.errors import SourceError, SubmoduleError, UsageError
-from kwdb_build.files import read_json, require_space, sha256_of, walk_files, write_json
+from kwdb_build.files import read_json, require_space, sha256_of, tree_bytes, walk_files, write_json
 from kwdb_build.model import SOURCE_SUFFIX, SourceTree, Submodule, Version
 from kwdb_build.source.archive import is_archive_name, stem, unpack
 from kwdb_build.source.client import GitClient
 from kwdb_build.source.inspect import content_digest, full_disk_said, holds_store
-from kwdb_build.source.mirror import MARGIN_BYTES, directory_bytes
+from kwdb_build.source.mirror import MARGIN_BYTES
 from kwdb_build.source.prepared import (
     copy_plain,
     digest_name,
@@ -145,7 +145,7 @@ class _Local:
             shutil.rmtree(stage)
 
     def _copy(self, source: Path, target: Path) -> None:
-        require_space(target.parent, MARGIN_BYTES + directory_bytes(source), "copy of the source")
+        require_space(target.parent, MARGIN_BYTES + tree_bytes(source), "copy of the source")
         for path in walk_files(source):
             relative = path.relative_to(source)
             if ".git" in relative.parts:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kwdb_build.errors import SourceError, UnreachableSourceError
-from kwdb_build.files import read_json, require_space, write_json
+from kwdb_build.files import read_json, require_space, tree_bytes, write_json
 from kwdb_build.source import objects
 from kwdb_build.source.cachelock import LOCK_TIMEOUT_S, clear_leftovers, hold, set_aside
 from kwdb_build.source.reference import (
@@ -354,20 +354,10 @@ class Mirror:
         return digits
 
     def _estimate(self, path: Path, source: Source) -> int:
-        have = directory_bytes(path)
+        have = tree_bytes(path)
         if is_local(source.address):
             there = Path(local_path(source.address))
             found = next((p for p in (there / ".git" / "objects", there / "objects") if p.is_dir()), None)
-            return MARGIN_BYTES + max(0, (directory_bytes(found) if found else 0) - have)
+            return MARGIN_BYTES + max(0, (tree_bytes(found) if found else 0) - have)
         # After a first fetch only news comes; before it nobody knows.
         return MARGIN_BYTES + (have // 2 if have > MARGIN_BYTES else UNKNOWN_REMOTE_BYTES)
-
-
-def directory_bytes(path: Path) -> int:
-    """Size of all regular files below path."""
-    total = 0
-    for directory, _, files in os.walk(path):
-        for name in files:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(directory, name)).st_size  # noqa: PTH118  # many files
-    return total

@@ -115,6 +115,7 @@ def test_a_cache_in_use_is_not_looked_after(opened: Callable[..., tuple[Path | N
         assert caches.remove(place.parent) is False
     assert opened()[1] != []
     assert caches.remove(place.parent) is True
+    assert caches.remove(place.parent) is False, "there is nothing any more"
     assert not place.exists()
 
 
@@ -152,6 +153,31 @@ def test_what_a_build_has_stays_whoever_removes_meanwhile(
         remover.join()
     assert removed > 0
     assert [facts.name for facts in caches.listed(root)] in ([], [caches.place_of(root, TOOLCHAIN).name])
+
+
+def test_caches_are_listed_while_a_compiler_writes_and_removes_in_them(
+    opened: Callable[..., tuple[Path | None, list[str]]], tmp_path: Path
+) -> None:
+    place, _ = opened()
+    assert place is not None
+    ended = threading.Event()
+
+    def compile_all() -> None:
+        while not ended.is_set():
+            for number in range(50):
+                (place / "ccache" / f"{number}.tmp").write_bytes(b"x")
+            for number in range(50):
+                (place / "ccache" / f"{number}.tmp").unlink()
+
+    compiler = threading.Thread(target=compile_all)
+    compiler.start()
+    try:
+        for _ in range(200):
+            [facts] = caches.listed(tmp_path / "cache")
+            assert facts.ccache_bytes <= 50
+    finally:
+        ended.set()
+        compiler.join()
 
 
 def test_what_was_not_used_for_long_goes_first(opened: Callable[..., tuple[Path | None, list[str]]]) -> None:
