@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from kwdb_build.console import Progress
 from kwdb_build.errors import UnsafeArchiveError
 from kwdb_build.source.archive import Limits, is_archive_name, stem, unpack
-from kwdb_build.source.prepared import leads_out, links_out
+from kwdb_build.source.prepared import leads_nowhere, leads_out, links_out
 
 if sys.version_info >= (3, 14):
     from compression.zstd import compress
@@ -211,3 +211,17 @@ def test_leads_out_agrees_with_normal_paths(link: str, target: str) -> None:
         assert leads_out(link, target), "never says inside for what ends outside"
     elif ".." not in target:
         assert not leads_out(link, target)
+
+
+def test_what_may_not_be_looked_into_is_not_nowhere(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        seen = leads_nowhere(str(closed / "secret"))
+    finally:
+        os.seteuid(user)
+    assert not seen
+    assert leads_nowhere(str(tmp_path / "no" / "file"))
