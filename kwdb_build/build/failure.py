@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import re
 from typing import TYPE_CHECKING
 
@@ -12,7 +10,6 @@ from kwdb_build.errors import BuildError, SpaceError
 from kwdb_build.files import free_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from kwdb_build.engine.base import RunResult
@@ -23,17 +20,6 @@ _KILLED = 128 + 9
 _FULL = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
 _NOTHING_BYTES = 32 << 20
 """A disk with less is full: what a failed compiler gives back of its temporary files."""
-
-
-@contextlib.contextmanager
-def explained_space(version: Version, log: Path) -> Iterator[None]:
-    """SpaceError in place of what the operating system says when what we write ourselves finds no more room."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        raise _disk_full(version, str(error), log) from error
 
 
 def _disk_full(version: Version, context: str, log: Path) -> SpaceError:

@@ -14,12 +14,12 @@ from filelock import FileLock, Timeout
 
 from kwdb_build.build import caches, conditions, provenance, remote, sbom
 from kwdb_build.build import recipe as recipes
-from kwdb_build.build.failure import explained_space
 from kwdb_build.build.key import build_key
 from kwdb_build.build.run import NAME, Run
 from kwdb_build.files import require_space, tree_bytes
 from kwdb_build.model import to_json
 from kwdb_build.scratch import scratch_directory
+from kwdb_build.source.inspect import full_disk_said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -200,7 +200,8 @@ class Bench:
         uid, gid = surroundings.identity or build_identity()
         self.engine.remove_leftovers(NAME)  # a killed build's container goes on writing to its copy and to the caches
         with (
-            explained_space(self.tree.version, self.log), scratch_directory(self.work_dir, _PREFIX) as scratch,
+            full_disk_said(self.work_dir, f"building {self.tree.version}", log=self.log),
+            scratch_directory(self.work_dir, _PREFIX) as scratch,
             contextlib.ExitStack() as stack,
         ):
             cache = None
