@@ -103,8 +103,9 @@ def probe_image(
             f"the image {image} could not be asked what it has (exit code {result.returncode})",
             context="\n".join(lines[-10:]), log=log, hint="build the toolchain's image anew",
         )
-    known.mkdir(parents=True, exist_ok=True)
-    files.write_atomic(answer, "\n".join(lines))
+    with contextlib.suppress(OSError):  # a full disk: it is asked again
+        known.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(answer, "\n".join(lines))
     return facts
 
 
