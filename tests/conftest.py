@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from filelock import FileLock
@@ -60,7 +60,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     return Scheduling(config, log) if config.getvalue("dist") == "load" else None
 
 
-def missing(what: str) -> None:
+def missing(what: str) -> NoReturn:
     """A skip with a reason; CI has everything, so there it is a failure."""
     if os.environ.get("CI"):
         pytest.fail(f"CI needs {what}")
@@ -77,7 +77,6 @@ def engine_address() -> str:
             return engine.info().address
     except EngineError as error:
         missing(f"a container engine: {error.message} ({error.hint})")
-        raise
 
 
 @pytest.fixture(scope="session")

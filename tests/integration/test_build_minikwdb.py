@@ -27,6 +27,7 @@ from kwdb_build.source.reference import Redirect
 from kwdb_build.toolchain.check import check
 from kwdb_build.toolchain.probe import probe_image
 from kwdb_build.toolchain.requirements import Phase, read_requirements
+from tests.conftest import missing
 from tests.integration.sandboxes import NoPodmanError, podman_service
 from tests.minikwdb.repositories import MiniRepositories
 
@@ -149,7 +150,7 @@ def test_podman_gives_the_same_bytes(
         with podman_service() as address:
             same_bytes(first, engine, toolchain, home, tmp_path, kind="podman", docker_host=address)
     except NoPodmanError as error:
-        pytest.skip(str(error))
+        missing(f"podman: {error}")
 
 
 def same_bytes(

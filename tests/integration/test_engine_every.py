@@ -55,12 +55,11 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             try:
                 docker_host = stack.enter_context(podman_service())
             except NoPodmanError as error:
-                pytest.skip(str(error))
+                missing(f"podman: {error}")
         try:
             engine = stack.enter_context(choose(kind, docker_host=docker_host, place=directory / "sandbox"))
         except EngineError as error:
             missing(f"{kind}: {error.message} {error.context} ({error.hint})")
-            raise
         image = stack.enter_context(tiny_image(engine, directory))
         yield Place(kind=kind, engine=engine, image=image, docker_host=docker_host, home=directory)
 

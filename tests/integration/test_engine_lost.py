@@ -18,6 +18,7 @@ from kwdb_build.engine.base import Mount, RunSpec
 from kwdb_build.engine.docker import DockerEngine
 from kwdb_build.engine.reach import Reached
 from kwdb_build.errors import EngineError, ExitCode
+from tests.conftest import missing
 from tests.integration.enginebox import CutProxy, containers, shell, tiny_image, unique
 from tests.integration.sandboxes import NoPodmanError, podman_service
 
@@ -160,7 +161,6 @@ def test_dies_in_an_image_build(engine: DockerEngine, image: str, proxy: CutProx
     assert engine.image_id(tag) is None
 
 
-@pytest.mark.engine
 def test_its_storage_is_full(tmp_path: Path) -> None:
     """In the middle of an import and of an image build: said in the engine's words, and nothing has a name."""
     recipe = tmp_path / "recipe"
@@ -185,12 +185,13 @@ def test_its_storage_is_full(tmp_path: Path) -> None:
                 )
             assert engine.image_id(tag) is None
     except NoPodmanError as error:
-        pytest.skip(str(error))
+        missing(f"podman: {error}")
     for caught in (imported, built):
         assert "no space left" in caught.value.context, caught.value
         assert "make room" in caught.value.hint
 
 
+@pytest.mark.engine
 def test_dies_before_a_look_up(proxy: CutProxy) -> None:
     with DockerEngine.connect(proxy.address) as mortal:
         proxy.cut()
