@@ -7,6 +7,7 @@ KillUserProcesses=) with the login that it belongs to.
 from __future__ import annotations
 
 import contextlib
+import os
 import pwd
 import re
 from pathlib import Path
@@ -67,16 +68,24 @@ def directory(controllers: str, path: str) -> Path:
 def ends_with(ours: tuple[str, ...], before: tuple[str, ...]) -> str:
     """What would take a server along that is started in these groups, in words; '' for nothing that we know of.
 
-    before: the groups of the server as it runs; what they share with ours is no news.
+    before: the groups of the server as it runs; what they share with ours is no news, and what it joins again is not
+    left to ours.
     """
     known = set(_places(before))
-    for _, path in (place for place in _places(ours) if place not in known):
+    joined = {controllers for controllers, path in known if _can_join(controllers, path)}
+    for _, path in (place for place in _places(ours) if place not in known and place[0] not in joined):
         if (service := _SERVICE.search(path)) and _kill_mode(service["name"]) in _WHOLE:
             return f"with {service['name']}, which kwdb-build was started by"
         session = _SESSION.search(path)
         if session and kills_at_logout(_name(int(session["uid"]))):
             return f"with this login ({session['name']}): systemd-logind has KillUserProcesses=yes"
     return ""
+
+
+def _can_join(controllers: str, path: str) -> bool:
+    """Whether join() will succeed. Only root surely can: others need rights in the groups above both, too."""
+    place = directory(controllers, path) / "cgroup.procs"
+    return os.geteuid() == 0 and not _OF_A_LOGIN.search(path) and os.access(place, os.W_OK)
 
 
 def kills_at_logout(user: str) -> bool:

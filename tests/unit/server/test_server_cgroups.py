@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,7 @@ def logind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
     return say
 
 
+@pytest.mark.usefixtures("mounted")
 def test_a_login_that_takes_its_processes_along_is_told(logind: Callable[..., None]) -> None:
     logind(kill=False)
     assert cgroups.ends_with((LOGIN,), ("0::/",)) == ""
@@ -86,6 +88,22 @@ def test_a_login_that_takes_its_processes_along_is_told(logind: Callable[..., No
     assert cgroups.ends_with((LOGIN,), ()) != ""
 
 
+def test_who_joins_its_own_group_again_does_not_end_with_ours(
+    logind: Callable[..., None], mounted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logind(kill=True)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    for path in ("/kw", "/system.slice/kaiwudb.service"):
+        (mounted / path.lstrip("/")).mkdir(parents=True)
+        (mounted / path.lstrip("/") / "cgroup.procs").touch()
+    assert cgroups.ends_with((LOGIN,), ("0::/kw",)) == ""
+    assert cgroups.ends_with((LOGIN,), ("0::/system.slice/kaiwudb.service",)) != "", "systemd's: it is not joined"
+    assert cgroups.ends_with((LOGIN,), ("0::/lost",)) != ""
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    assert cgroups.ends_with((LOGIN,), ("0::/kw",)) != ""
+
+
+@pytest.mark.usefixtures("mounted")
 def test_a_service_takes_its_processes_along(logind: Callable[..., None]) -> None:
     there = ("1:name=systemd:/system.slice/runner.service",)
     logind(kill=False)
