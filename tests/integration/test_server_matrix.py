@@ -165,3 +165,4 @@ def test_the_unix_socket_of_a_killed_server_is_not_in_the_way(
     assert "killing it, as agreed" in answer.err
     assert (short / f".s.PGSQL.{server.sql_port}").is_socket()
     assert server.counts() == (ORDERS, READINGS)
+    server.kill()  # this one does not heed a SIGTERM either
