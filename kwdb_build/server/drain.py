@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kwdb_build.server import capture, logs, proc
+from kwdb_build.server import capture, logs, proc, readiness
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kwdb_build.model import Deployment
 
 _EVERY_S = 1.0
 _LOG_HEAD = re.compile(r"^[IWEF]\d{6} \S+ +\d+ +\S+:\d+ +(?:\[\S*\] +)?")
 _WORTH = re.compile(r"drain|quiesc|shut|lease|waiting", re.IGNORECASE)
 _LONGEST = 80
+_SERVES_S = 5.0
+"""A server that serves this long after the stop commands of others was not told by them."""
 
 
 class Drain:
@@ -41,18 +47,47 @@ class Drain:
         return self._words
 
 
-def begun(deployment: Deployment) -> bool:
-    """Whether a server has been told to stop, whoever did it, by its own log.
+def begun(deployment: Deployment) -> bool | None:
+    """Whether a server has been told to stop, whoever did it, by its own log; None when it has none to be read.
 
     kwbase names the pid in the name of each log file; another process may have had it before.
     """
     directory = capture.log_directory(deployment)
     since = time.time() - (proc.now() - deployment.started_at) - 1
+    known = None
     for path in directory.glob(f"kwbase.*.{deployment.pid:06}.log") if directory else ():
         with contextlib.suppress(OSError):
-            if path.stat().st_mtime >= since and logs.DRAINING in path.read_text(encoding="utf-8", errors="replace"):
-                return True
-    return False
+            if path.stat().st_mtime >= since:
+                if logs.DRAINING in path.read_text(encoding="utf-8", errors="replace"):
+                    return True
+                known = False
+    return known
+
+
+@dataclass(kw_only=True)
+class AfterOthers:
+    """Sends SIGTERM once the stop commands of others have ended, if they have not. ended: whether they have.
+
+    Only to a server that goes on serving: a second SIGTERM would end the drain, and one whose drain cannot be seen
+    (logs elsewhere, no answer) is rather waited for.
+    """
+
+    ended: Callable[[], bool]
+    server: Deployment
+    moment: logs.Mark
+    quiet_at: float | None = None
+    done: bool = False
+
+    def __call__(self, watch: proc.Watch) -> None:
+        """At each tick of the wait."""
+        if self.done or not self.ended():
+            return
+        now = time.monotonic()
+        if self.quiet_at is None or logs.DRAINING in logs.since(self.moment) or not readiness.serves(self.server):
+            self.quiet_at = now
+        elif now - self.quiet_at >= _SERVES_S:
+            self.done = True
+            watch.send(signal.SIGTERM)
 
 
 def connections(pid: int, port: int) -> int | None:

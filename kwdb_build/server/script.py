@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from kwdb_build import command
 from kwdb_build.errors import ExitCode, KwdbBuildError, StartError, UsageError
-from kwdb_build.server import locks, logs, proc, startflags
+from kwdb_build.server import capture, drain, locks, logs, proc, startflags
 from kwdb_build.server import start as starting
 from kwdb_build.server import stop as stopping
 
@@ -89,21 +88,25 @@ class Script:
         ask: Callable[[], bool] | None = None, told_already: bool = False,
     ) -> StopResult:
         """Run the command to its end, then wait for process and locks as always."""
+        failures: list[StopCommandError] = []
 
-        def tell(watch: proc.Watch) -> None:
+        def tell(_: proc.Watch) -> None:
             progress.update(f"running {shlex.join(self.commands.stop)}")
             try:
                 if why := self._run_stop(timeout_s):
                     progress.note(f"  the stop command has no log: {why}")
-            except StopCommandError:
+            except StopCommandError as error:
                 if server.pid == self.deployment.pid:
                     raise
-                # A start that failed must be ended, whatever its supervisor makes of it.
-                watch.send(signal.SIGTERM)
+                failures.append(error)  # a start that failed must be ended, whatever its supervisor makes of it
 
+        # The command may have sent SIGTERM before it failed.
+        failed = drain.AfterOthers(
+            ended=lambda: bool(failures), server=server, moment=logs.mark(capture.log_directory(server))
+        )
         return stopping.stop(
             server, timeout_s=timeout_s, force_after_s=force_after_s, progress=progress, ask=ask,
-            told_already=told_already, tell=tell if self.commands.stop else None,
+            told_already=told_already, tell=tell if self.commands.stop else None, nudge=failed,
         )
 
     def keep_down(self) -> None:

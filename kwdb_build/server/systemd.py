@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from kwdb_build import command, files
 from kwdb_build.errors import AccessError, KwdbBuildError, NotStoppedError, RefusedError, StartError
-from kwdb_build.server import capture, logs, proc, readiness, startflags
+from kwdb_build.server import capture, drain, logs, proc, startflags
 from kwdb_build.server import start as starting
 from kwdb_build.server import stop as stopping
 from kwdb_build.server.unit import Facts, Unit
@@ -45,8 +45,6 @@ _POLL_S = 0.05
 _GENTLE_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 _SIGNALLED = frozenset({"stop-sigterm", "final-sigterm", "dead", "failed"})
 """Sub-states in which the unit's own stop commands have ended."""
-_SERVES_S = 5.0
-"""A server that serves this long after its unit's stop commands was not told by them: nobody waits for it meanwhile."""
 _JOURNAL_LINES = 30
 
 
@@ -147,32 +145,6 @@ def drop_in_text(unit: Unit, facts: Facts) -> str:
 
 
 @dataclass(kw_only=True)
-class _AfterOwnCommands:
-    """Sends SIGTERM once the unit's own stop commands have ended, if they have not.
-
-    Only to a server that goes on serving: a second SIGTERM would end the drain, and one whose drain cannot be seen
-    (logs elsewhere, no answer) is rather waited for.
-    """
-
-    unit: Unit
-    server: Deployment
-    moment: logs.Mark
-    quiet_at: float | None = None
-    done: bool = False
-
-    def __call__(self, watch: proc.Watch) -> None:
-        """At each tick of the wait."""
-        if self.done or self.unit.facts().sub not in _SIGNALLED:
-            return
-        now = time.monotonic()
-        if self.quiet_at is None or logs.DRAINING in logs.since(self.moment) or not readiness.serves(self.server):
-            self.quiet_at = now
-        elif now - self.quiet_at >= _SERVES_S:
-            self.done = True
-            watch.send(signal.SIGTERM)
-
-
-@dataclass(kw_only=True)
 class SystemdUnit:
     """A server that systemd runs."""
 
@@ -218,7 +190,10 @@ class SystemdUnit:
             )
         if facts.sub == "auto-restart":
             self._stop_unit()
-        commands = _AfterOwnCommands(unit=self.unit, server=server, moment=logs.mark(capture.log_directory(server)))
+        commands = drain.AfterOthers(
+            ended=lambda: self.unit.facts().sub in _SIGNALLED, server=server,
+            moment=logs.mark(capture.log_directory(server)),
+        )
 
         def tell(_: proc.Watch) -> None:
             self._stop_unit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from kwdb_build.errors import ExitCode
+from kwdb_build.server import capture, script
+from tests.integration.serverbox import PATIENCE_S, QUIET
 from tests.integration.tool import Answer, Tool
 from tests.minikwdb.instance import ORDERS, READINGS, Instance
 
@@ -138,6 +141,22 @@ def test_a_start_command_that_does_not_end_is_ended(supervised: Supervised, tmp_
     )
     assert answer.code == ExitCode.ROLLED_BACK, answer.err
     assert "did not end within 4 s" in answer.err
+    assert server.counts() == ROWS
+
+
+@pytest.mark.parametrize("signals", [True, False])
+def test_a_failing_stop_command_of_a_failed_start(
+    make_server: Callable[..., Instance], tmp_path: Path, *, signals: bool
+) -> None:
+    """It has told the server, whose drain a second SIGTERM would cut short; or it has not, and nobody else will."""
+    server = make_server("V1.0.0", environment={"MINIKWDB_FAULT": "slow-drain:7"})
+    failed = capture.capture(server.pid() or 0)
+    words = ("sh", "-c", f"{f'kill {failed.pid}; ' if signals else ''}exit 9")
+    keeper = script.Script(
+        deployment=dataclasses.replace(failed, pid=1), commands=script.Commands(stop=words, log_dir=tmp_path)
+    )
+    assert keeper.stop(failed, timeout_s=PATIENCE_S, progress=QUIET).drained
+    server.start()
     assert server.counts() == ROWS
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from kwdb_build.server import drain
+from kwdb_build.server import drain, logs, proc
 
 
 @pytest.mark.parametrize(("count", "words"), [
@@ -36,3 +39,15 @@ def test_connections_are_counted_by_their_own_port() -> None:
             with accepted:
                 assert drain.connections(os.getpid(), port) == 1
     assert drain.connections(2**22 + 1, port) is None
+
+
+@pytest.mark.parametrize(("text", "begun"), [(None, None), ("serving\n", False), (f"I26 {logs.DRAINING}\n", True)])
+def test_its_own_log_tells_whether_it_was_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, begun: bool | None
+) -> None:
+    monkeypatch.setattr(drain.capture, "log_directory", lambda _: tmp_path)
+    (tmp_path / f"kwbase.host.{os.getpid() + 1:06}.log").write_text(logs.DRAINING)
+    if text is not None:
+        (tmp_path / f"kwbase.host.{os.getpid():06}.log").write_text(text)
+    server: Any = SimpleNamespace(pid=os.getpid(), started_at=proc.start_time(os.getpid()))
+    assert drain.begun(server) is begun
