@@ -231,14 +231,18 @@ def end_failed_server(context: Context, pid: int, *, ask: Callable[[], bool] | N
     import dataclasses
 
     from kwdb_build.files import read_json
-    from kwdb_build.server import proc, readiness
+    from kwdb_build.server import drain, proc, readiness
 
     began = proc.start_time(pid)
     failed = dataclasses.replace(context.deployment, pid=pid, started_at=began)
     note, known = {"pid": pid, "started_at": began}, context.run.told
-    # Written before the signal: one that serves on was not told.
-    told = known.exists() and read_json(known) == note and not readiness.serves(failed, context.login)
-    _note(context, known, note)
+    sent = note | {"sent": True}
+    written = read_json(known) if known.exists() else None
+    told = written == sent
+    if written == note:  # it was about to be told when the tool was killed
+        begun = drain.begun(failed)  # where no log can be read, only one that serves on was not told for certain
+        told = not readiness.serves(failed, context.login) if begun is None else begun
+    _note(context, known, sent if told else note)
     settings, stays = context.settings, context.request.no_backup
     try:
         context.supervisor.stop(
@@ -247,6 +251,7 @@ def end_failed_server(context: Context, pid: int, *, ask: Callable[[], bool] | N
             progress=context.console, told_already=told, ask=ask if stays else None,
         )
     except NotStoppedError:
+        _note(context, known, sent)
         raise
     except KwdbBuildError:  # it was not told: the next one must
         if not told:

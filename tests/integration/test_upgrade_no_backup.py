@@ -9,9 +9,9 @@ import psutil
 import pytest
 
 from kwdb_build.errors import ExitCode
-from kwdb_build.files import read_json
+from kwdb_build.files import read_json, write_json
 from kwdb_build.model import Artifact
-from kwdb_build.server import logs
+from kwdb_build.server import logs, proc
 from tests.integration.serverbox import PATIENCE_S
 from tests.integration.tool import Tool
 from tests.minikwdb.instance import ORDERS, READINGS, Instance
@@ -81,6 +81,25 @@ def test_a_new_version_that_ignores_sigterm_is_killed_with_consent_only(
     assert "killing it, as agreed" in agreed.err
     assert not psutil.pid_exists(new)
     assert "V1.1.0 " in server.value("SELECT version()")
+
+
+def test_a_hanging_new_version_that_was_only_about_to_be_told(
+    tool: Tool, make_server: MakeServer, faults: str
+) -> None:
+    """The tool was killed between its note and the signal."""
+    server = make_server("V1.1.0", environment={faults: "hang-before-ready"})
+    answer = tool.upgrade(
+        server, "patched", "--allow-same", "--no-backup", "--no-trial", "--start-timeout", "3",
+        KWDB_BUILD_FAILPOINT="undo-start:before",
+    )
+    assert answer.code == -9, answer.err
+    new = server.pid()
+    assert new is not None
+    write_json(tool.newest_run() / "told.json", {"pid": new, "started_at": proc.start_time(new)})
+    back = tool("rollback", "-y", "--stop-timeout", "60")
+    assert back.code == ExitCode.OK, back.err
+    assert log_of(server, new).count(logs.DRAINING) == 1
+    assert server.counts() == ROWS
 
 
 @pytest.mark.slow
