@@ -147,12 +147,17 @@ def runs(home: Path) -> Iterator[CheckResult]:
 
 
 def _units(home: Path) -> CheckResult:
-    """Whether a run or restart that was cut off still keeps systemd from starting a server."""
+    """Whether a run or restart that was cut off still keeps systemd from starting a server.
+
+    One that is under way with another home cannot be told from it: its lock is there.
+    """
     from kwdb_build.server.systemd import held
 
     left = held() if at_work(home) is None else ()
     return CheckResult(
         name="units", verdict=Verdict.WARN if left else Verdict.OK, group="runs",
-        found=f"held by {', '.join(map(str, left))}" if left else "none is held",
-        fix="finish the run (`kwdb-build status`) or do the restart again; the file tells the rest" if left else "",
+        found=f"held by {', '.join(map(str, left))}: of a run that was cut off, or one under way with another --home"
+        if left else "none is held",
+        fix="where no kwdb-build runs: finish the run (`kwdb-build status`) or do the restart again; the file tells "
+        "the rest" if left else "",
     )
