@@ -189,7 +189,7 @@ def _from_file(path: Path, settings: Settings, console: Console, *, yes: bool) -
     alive = known.pid and proc.is_alive(known.pid, known.started_at)
     if alive and not drain.begun(known):
         return restarting.restart(capturing.capture(known.pid), settings, console, assume_yes=yes)
-    return restarting.start_stopped(known, settings, console, assume_yes=yes, draining=bool(alive))
+    return restarting.start_stopped(known, settings, console, capture=path, assume_yes=yes, draining=bool(alive))
 
 
 @click.command()

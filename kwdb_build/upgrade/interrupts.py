@@ -45,9 +45,14 @@ class Interrupts:
             self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)  # type: ignore[arg-type]
+        if isinstance(error, SecondInterruptError):  # while the first one was cleaned up after
+            raise InterruptedByUserError(
+                f"stopped at once by a second {error}",
+                hint="`kwdb-build status` and `kwdb-build doctor` tell whether something was left, such as a held unit",
+            ) from error
 
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
         name = signal.Signals(signum).name
@@ -60,6 +65,6 @@ class Interrupts:
         if self.immediate:
             raise InterruptedByUserError(
                 f"stopped by {name}: nothing was changed, the server was not touched",
-                hint="run the same command again: what was fetched and built is kept",
+                hint="run the same command again; what an upgrade has fetched and built is kept",
             )
         self._console.note(f"{name} received: {self._meanwhile}", style="yellow")

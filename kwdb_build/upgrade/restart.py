@@ -114,8 +114,6 @@ def _stop(
 @contextlib.contextmanager
 def _way_out(capture: Path, deployment: Deployment, interrupts: Interrupts) -> Iterator[None]:
     """Whatever goes wrong once the server was told to stop ends with the command that brings it up."""
-    from kwdb_build.server import locks
-
     try:
         yield
     except (Exception, SecondInterruptError) as error:
@@ -127,23 +125,35 @@ def _way_out(capture: Path, deployment: Deployment, interrupts: Interrupts) -> I
             told = InterruptedByUserError(f"stopped at once by a second {error}, in the middle of a restart")
         else:
             told = KwdbBuildError(f"the restart failed: {type(error).__name__}: {error}")
-        held = locks.holders(store.path for store in deployment.stores)
-        pid = next(iter(held.values()), None)
-        asks = "" if pid == deployment.pid else f" (`kill -TERM {pid}`, once, asks it to)"
-        state = "the server is down" if pid is None else f"pid {pid} has the store open; when it has ended{asks}"
         again = quote(["kwdb-build", "restart", "--capture", str(capture)])
         told.hint = "; ".join(filter(None, [
-            told.hint, f"{state}: `{again}`, with the other options of this call, starts the server again",
+            told.hint,
+            f"{_how_it_stands(deployment)}: `{again}`, with the other options of this call, starts the server again",
         ]))
         raise told from error
 
 
+def _how_it_stands(deployment: Deployment) -> str:
+    """What must be so before the server can be started again."""
+    from kwdb_build.server import locks
+
+    try:
+        pid = next(iter(locks.holders(store.path for store in deployment.stores).values()), None)
+    except (KwdbBuildError, OSError) as error:  # a lost disk must not hide what went wrong
+        return f"it cannot be told who has the store open ({error}); when nobody has"
+    if pid is None:
+        return "the server is down"
+    asks = "" if pid in {deployment.pid, locks.HIDDEN_HOLDER} else f" (`kill -TERM {pid}`, once, asks it to)"
+    return f"{locks.describe(pid)} has the store open; when it has ended{asks}"
+
+
 def start_stopped(
-    deployment: Deployment, settings: Settings, console: Console, *, assume_yes: bool, draining: bool = False
+    deployment: Deployment, settings: Settings, console: Console, *, capture: Path, assume_yes: bool,
+    draining: bool = False,
 ) -> Restarted:
     """Start a server that is down from an earlier capture, and make sure that it came up on its old store.
 
-    draining: it was told to stop and is about to be down.
+    capture: the file it was read from. draining: it was told to stop and is about to be down.
     """
     from kwdb_build.files import private_directory
     from kwdb_build.server import locks, logs, readiness, supervisor
@@ -157,13 +167,17 @@ def start_stopped(
             f"the store {store} is in use by {locks.describe(pid)}", hint="it runs already: leave out --capture"
         )
     commands = commands_of(settings, settings.home / "logs")
-    gate.require_supported_deployment(deployment, commands, running=False)
+    gate.require_supported_deployment(deployment, commands, running=draining)
     _validate(deployment, settings, console, running=False)
     _confirm(f"Start {deployment.version} on {stores[0]} ({deployment.sql})?", console, assume_yes=assume_yes)
     login = login_of(deployment, settings)
     total = 3 if draining else 2
-    with hold_home(settings.home, f"start on {stores[0]}"), hold_stores(stores), contextlib.ExitStack() as stack:
+    with (
+        Interrupts(console, meanwhile=_TO_THE_END) as interrupts, hold_home(settings.home, f"start on {stores[0]}"),
+        hold_stores(stores), _way_out(capture.absolute(), deployment, interrupts), contextlib.ExitStack() as stack,
+    ):
         require_no_open_run(settings)
+        interrupts.immediate = False
         keeper = supervisor.of(deployment, commands)
         stack.callback(supervisor.give_back, keeper, console)
         if draining:

@@ -244,3 +244,5 @@ def test_a_port_that_somebody_else_took(tool: Tool, make_server: MakeServer, tmp
         answer = tool("restart", "--capture", str(kept), "-y", **SETTLE)
     assert answer.code == ExitCode.START
     assert f"pid {os.getpid()}" in answer.err
+    assert "the server is down" in answer.err
+    assert hinted(answer) == ["restart", "--capture", str(kept)]
