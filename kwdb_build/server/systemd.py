@@ -202,7 +202,9 @@ class SystemdUnit:
             server, timeout_s=timeout_s, force_after_s=force_after_s, progress=progress, ask=ask,
             told_already=told_already, tell=tell, nudge=commands if facts.stops_by_itself else None,
         )
-        self._await_rest(min(force_after_s or timeout_s, _REST_S), kill=result.forced or force_after_s > 0)
+        # After a clean end the rest has its own time: what was agreed on was to kill a server that does not stop.
+        wait_s = min(force_after_s or timeout_s, _REST_S) if result.forced else max(timeout_s, _REST_S)
+        self._await_rest(wait_s, kill=result.forced or force_after_s > 0)
         return result
 
     def keep_down(self) -> None:

@@ -258,6 +258,28 @@ def test_a_unit_whose_stop_command_never_ends(make_unit: MakeUnit) -> None:
     assert server.left_behind() == []
 
 
+def test_a_restart_that_gave_up_waiting_is_finished_without_a_second_signal(make_unit: MakeUnit) -> None:
+    server = make_unit(environment={"MINIKWDB_FAULT": "slow-drain:6"})
+    answer = server.restart(KWDB_BUILD_STOP_TIMEOUT_S="1")
+    assert answer.code == ExitCode.NOT_STOPPED, answer.err
+    again = server.machine.tool("restart", "--capture", str(server.machine.home / "last-restart.json"), "-y")
+    assert again.code == 0, again.err
+    assert "wait for the end of its drain" in again.err
+    assert server.logged().count(DRAINED) == 1
+    assert server.counts() == ROWS
+    assert server.left_behind() == []
+
+
+def test_consent_to_kill_the_server_is_none_to_kill_what_follows_it(make_unit: MakeUnit) -> None:
+    server = make_unit(service={"ExecStopPost": "/bin/sh -c 'sleep 4; touch /srv/kaiwudb/rotated'"})
+    answer = server.restart(KWDB_BUILD_FORCE_STOP_AFTER_S="2")
+    assert answer.code == 0, answer.err
+    server.machine.ok("test", "-e", f"{server.root}/rotated")
+    assert server.logged().count(DRAINED) == 1
+    assert server.counts() == ROWS
+    assert server.left_behind() == []
+
+
 def test_a_drain_that_cannot_be_seen_gets_no_second_sigterm(make_unit: MakeUnit) -> None:
     """By systemd after the unit's own command, or by us when its log is gone as well as its health page."""
     stop = "/bin/sh -c 'kill $MAINPID; sleep 0.3'"
