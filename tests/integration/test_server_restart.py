@@ -235,6 +235,31 @@ def test_ctrl_c_in_the_middle_of_a_restart(tool: Tool, make_server: MakeServer, 
     assert server.counts() == ROWS
 
 
+@pytest.mark.slow
+def test_ctrl_c_while_the_end_of_a_drain_is_waited_for(tool: Tool, make_server: MakeServer) -> None:
+    server = make_server("V1.0.0", environment={"MINIKWDB_FAULT": "slow-drain:15"})
+    pid = server.pid()
+    assert pid is not None
+    answer = tool("restart", "--store", str(server.store), "-y", "--stop-timeout", "1")
+    assert answer.code == ExitCode.NOT_STOPPED, answer.err
+    verb, *words = hinted(answer)
+    running = tool.begin(verb, *words, "-y", **SETTLE)
+    assert running.stderr is not None
+    for line in running.stderr:
+        if "wait for the end of its drain" in line:
+            break
+    for _ in range(2):
+        os.killpg(running.pid, signal.SIGINT)
+        time.sleep(0.3)
+    _, err = running.communicate(timeout=120)
+    assert running.returncode == ExitCode.INTERRUPTED, err
+    assert f"pid {pid} (kwbase) has the store open" in err
+    verb, *words = hinted(Answer(code=0, out="", err=err))
+    assert tool(verb, *words, "-y", **SETTLE).code == ExitCode.OK
+    assert log_has(server, pid, logs.DRAINED)
+    assert server.counts() == ROWS
+
+
 def test_a_port_that_somebody_else_took(tool: Tool, make_server: MakeServer, tmp_path: Path) -> None:
     server = make_server("V1.0.0")
     kept = tmp_path / "capture.json"
