@@ -144,7 +144,7 @@ def test_a_start_command_that_does_not_end_is_ended(supervised: Supervised, tmp_
     assert server.counts() == ROWS
 
 
-@pytest.mark.parametrize("signals", [True, False])
+@pytest.mark.parametrize("signals", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_failing_stop_command_of_a_failed_start(
     make_server: Callable[..., Instance], tmp_path: Path, *, signals: bool
 ) -> None:
