@@ -89,7 +89,7 @@ def _service(directory: Path, user: int) -> Iterator[str]:
         [*options, "system", "service", "--time=0", address], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         env={**os.environ, "CONTAINERS_CONF": str(directory / "containers.conf"),
              **({"HOME": str(directory), "XDG_RUNTIME_DIR": str(directory)} if user else {})},
-        start_new_session=True,
+        start_new_session=True, cwd=directory,  # its monitor leaves a file "oom" there when the kernel kills
     ) as service:
         try:
             _wait_for(directory / "podman.sock", service)
