@@ -59,6 +59,7 @@ def run(engine: DockerEngine, prepared: PreparedImage, script: str, log: Path) -
     return lines
 
 
+@pytest.mark.slow  # every build of the miniature does as much
 def test_compiles_and_links_go_with_cpp(engine: DockerEngine, prepared: PreparedImage, tmp_path: Path) -> None:
     script = r"""
         mkdir -p src/hello

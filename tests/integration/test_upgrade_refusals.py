@@ -260,9 +260,11 @@ def test_port_taken_while_the_server_is_down(tool: Tool, make_server: MakeServer
     assert server.counts() == ROWS
 
 
-@pytest.mark.parametrize(
-    "fault", ["hang-before-ready", "die-after:0", "die-after:2", "lose-row", "lose-ts-row", "wrong-answer", "refuse-start"]
-)
+@pytest.mark.parametrize("fault", [
+    "hang-before-ready", "die-after:0", pytest.param("die-after:2", marks=pytest.mark.slow), "lose-row",
+    pytest.param("lose-ts-row", marks=pytest.mark.slow), pytest.param("wrong-answer", marks=pytest.mark.slow),
+    "refuse-start",
+])
 def test_whatever_the_new_version_does_wrong_it_goes_back(tool: Tool, make_server: MakeServer, fault: str) -> None:
     server = make_server("V1.0.0", environment={"MINIKWDB_FAULT_V1_1_0": fault})
     answer = tool.upgrade(server, "V1.1.0", "--start-timeout", "8", "--no-trial", KWDB_BUILD_SETTLE_S="5")

@@ -222,7 +222,7 @@ def test_a_flag_is_changed_for_the_new_version_only(tool: Tool, make_server: Mak
     assert flags()[1:] == ["--locality=region=a", "--upgrade-complete"]
 
 
-@pytest.mark.parametrize("join", [True, False])
+@pytest.mark.parametrize("join", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_trouble_after_the_stop_ends_with_the_old_server(tool: Tool, make_server: MakeServer, join: bool) -> None:
     """A node that does not answer is a word only; a port that is taken meanwhile leads back to the old version."""
     server = make_server("V1.0.0")
