@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from kwdb_build.build.progress import explains, first_error, out_of_memory
+from kwdb_build.build.diagnosis import explains, first_error, out_of_memory
 from kwdb_build.errors import BuildError, SpaceError
 from kwdb_build.files import free_bytes
 

@@ -20,6 +20,7 @@ FILE = "builds.jsonl"
 _KEPT = 200
 _MARK_EVERY = 10
 _GO_MARK_EVERY = 50
+_INNER_MARK_EVERY = 25
 _TRUSTED_S = 20.0
 """From here on the speed of this build against the last one is worth something."""
 
@@ -67,21 +68,52 @@ class BuildRecord:
                 self.jobs == other.jobs, self.version == other.version)
 
 
-def mark_of(step: Step, packages: int) -> str:
-    """A name for how far a build is, coarse enough to be met again."""
+def mark_of(step: Step, *, packages: int, inner: int) -> str:
+    """A name for how far a build is, coarse enough to be met again.
+
+    packages: Go packages so far; inner: objects of the builds inside so far. In both of them no share is known.
+    """
     if step.phase == "go":
         return f"go:{packages // _GO_MARK_EVERY}"
+    if step.phase == "native":
+        return f"native:{inner // _INNER_MARK_EVERY}"
     share = step.done * 100 // step.total // _MARK_EVERY if step.total else 0
     return f"{step.phase}:{share}"
 
 
-def left_s(past: BuildRecord | None, mark: str, elapsed_s: float) -> float | None:
-    """Seconds that a build at this mark still takes, as the past one took them; None when that cannot be said."""
-    if past is None or mark not in past.marks:
-        return None
-    then = past.marks[mark]
-    speed = min(3.0, max(0.3, elapsed_s / then)) if then > _TRUSTED_S else 1.0
-    return max(0.0, (past.seconds - then) * speed)
+class Pace:
+    """What the past build tells about the time that this one still takes.
+
+    marks: how far this one was -> seconds since its begin.
+    """
+
+    def __init__(self, past: BuildRecord | None) -> None:
+        self._past = past
+        self._farthest = ""
+        self.marks: dict[str, float] = {}
+
+    def reach(self, mark: str, elapsed_s: float) -> None:
+        """This build is at a mark."""
+        if mark in self.marks:
+            return
+        self.marks[mark] = round(elapsed_s, 1)
+        known = self._past.marks if self._past is not None else {}
+        if mark in known and known[mark] >= known.get(self._farthest, 0.0):
+            self._farthest = mark
+
+    def left_s(self, elapsed_s: float) -> float | None:
+        """Seconds to go, None when that cannot be said.
+
+        From the farthest mark that the past build knows too it goes on as that one went on, at the speed of this one;
+        but not beyond the past build's next mark before this one has reached that, too.
+        """
+        if self._past is None or not self._farthest:
+            return None
+        then, reached = self._past.marks[self._farthest], self.marks[self._farthest]
+        speed = min(3.0, max(0.3, reached / then)) if then > _TRUSTED_S else 1.0
+        following = min((s for s in self._past.marks.values() if s > then), default=self._past.seconds)
+        now = min(then + (elapsed_s - reached) / speed, following)
+        return max(0.0, (self._past.seconds - now) * speed)
 
 
 class BuildHistory:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import TYPE_CHECKING
 
-from kwdb_build.build.history import CacheUse, left_s, mark_of
+from kwdb_build.build.history import CacheUse, Pace, mark_of
 from kwdb_build.build.progress import Tracker
 from kwdb_build.files import human_bytes
 
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kwdb_build.build.history import BuildRecord
+    from kwdb_build.build.progress import Step
     from kwdb_build.console import Progress
 
 _LOOK_EVERY_S = 2.0
+_LOOK_ALONE_S = 5.0
 
 
 def parse_stats(lines: Iterable[str]) -> CacheUse:
@@ -39,30 +42,61 @@ def parse_stats(lines: Iterable[str]) -> CacheUse:
 
 
 class Watch:
-    """Follows one build: lines of its output come in, and what the container notes in its scratch directory."""
+    """Follows one build: lines of its output come in, and what the container notes in its scratch directory.
+
+    Between them it looks by itself: a link can say nothing for minutes, while its memory and the clock go on. That ends
+    with finish(), and when the scratch directory is gone, as after a build that was cancelled.
+    """
 
     def __init__(self, scratch: Path, progress: Progress, past: BuildRecord | None) -> None:
         self._scratch = scratch
         self._progress = progress
-        self._past = past
+        self._pace = Pace(past)
         self._tracker = Tracker()
         self._began = time.monotonic()
         self._looked = 0.0
         self._aside = ""
-        self.marks: dict[str, float] = {}
+        self._step: Step | None = None
+        self._lock = threading.Lock()
+        self._over = threading.Event()
         self.memory_bytes = 0
+        threading.Thread(target=self._keep_looking, daemon=True).start()
+
+    @property
+    def marks(self) -> dict[str, float]:
+        """How far the build was -> seconds since its begin."""
+        return self._pace.marks
 
     def line(self, text: str) -> None:
         """One line of output."""
         step = self._tracker.feed(text)
         if step is None:
             return
-        elapsed = time.monotonic() - self._began
-        mark = mark_of(step, self._tracker.packages)
-        self.marks.setdefault(mark, round(elapsed, 1))
-        if time.monotonic() - self._looked > _LOOK_EVERY_S:
+        with self._lock:
+            self._step = step
+            mark = mark_of(step, packages=self._tracker.packages, inner=self._tracker.inner)
+            self._pace.reach(mark, time.monotonic() - self._began)
+            if time.monotonic() - self._looked > _LOOK_EVERY_S:
+                self._look()
+            self._show(step)
+
+    def finish(self) -> None:
+        """Look a last time; what is looked at alone is not shown any more."""
+        with self._lock:
+            self._over.set()
             self._look()
-        left = left_s(self._past, mark, elapsed)
+
+    def _keep_looking(self) -> None:
+        while not self._over.wait(_LOOK_ALONE_S) and self._scratch.is_dir():
+            with self._lock:
+                if self._over.is_set():
+                    return
+                self._look()
+                if self._step is not None:
+                    self._show(self._step)
+
+    def _show(self, step: Step) -> None:
+        left = self._pace.left_s(time.monotonic() - self._began)
         ahead = f"about {_minutes(left)} left" if left is not None else ""
         self._progress.update(
             "  ".join(filter(None, [step.text, ahead, self._aside])), done=step.done or None, total=step.total or None
@@ -78,10 +112,6 @@ class Watch:
         return CacheUse(
             hits=use.hits, misses=use.misses, shared=use.shared, files=use.files, go_packages=self._tracker.packages
         )
-
-    def finish(self) -> None:
-        """Look a last time."""
-        self._look()
 
     def _look(self) -> None:
         self._looked = time.monotonic()
@@ -101,4 +131,5 @@ def _memory(note: Path, most: int) -> tuple[int, int]:
 
 
 def _minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}"

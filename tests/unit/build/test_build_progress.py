@@ -1,14 +1,8 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
-from kwdb_build.build.progress import Step, Tracker, explains, first_error, out_of_memory
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+from kwdb_build.build.progress import Step, Tracker
 
 
 def steps(text: str) -> list[Step]:
@@ -46,7 +40,7 @@ Install the project...
 def test_a_build_from_its_first_to_its_last_line() -> None:
     seen = steps(SMALL)
     assert seen[0] == Step(phase="configure", text="The C compiler identification is GNU 12.2.0")
-    assert Step(phase="compile", text="compiling engine.cpp", done=45, total=100) in seen
+    assert Step(phase="compile", text="compiling engine.cpp (kwdbts2)", done=45, total=100) in seen
     assert Step(phase="link", text="Linking CXX shared library ../lib/libkwdbts2.so", done=60, total=100) in seen
     assert Step(phase="go", text="Go package 3: github.com/lib/pq") in seen
     assert Step(phase="install", text="installing kwbase") in seen
@@ -71,7 +65,7 @@ make[1]: Entering directory '/kwdb/src/gitee.com/kwbasedb/build'
 
 def test_builds_inside_the_build_do_not_move_the_bar_and_it_never_goes_back() -> None:
     assert [step.done for step in steps(NESTED)] == [3, 3, 3, 7, 7]
-    assert steps(NESTED)[1].text == "compiling db_impl.cc"
+    assert steps(NESTED)[1].text == "compiling db_impl.cc (rocksdb)"
 
 
 def test_the_bar_never_goes_back_whatever_comes() -> None:
@@ -96,137 +90,9 @@ def test_other_lines_say_nothing(line: str) -> None:
 def test_colours_and_compiler_calls() -> None:
     tracker = Tracker()
     step = tracker.feed("\x1b[32m[ 12%] Building C object lib/CMakeFiles/z.dir/adler32.c.o\x1b[0m")
-    assert step == Step(phase="compile", text="compiling adler32.c", done=12, total=100)
+    assert step == Step(phase="compile", text="compiling adler32.c (z)", done=12, total=100)
     assert tracker.feed("gcc -std=gnu11 -Wall -O3 -c -Iinclude -o src/arena.o src/arena.c").text == "compiling arena.c"
     assert tracker.feed("[3/20] Building CXX object a.dir/b.cc.o").done == 15
-
-
-CPP = """\
-[ 41%] Building CXX object kwdbts2/CMakeFiles/kwdbts2.dir/src/table.cpp.o
-[ 44%] Building CXX object kwdbts2/CMakeFiles/kwdbts2.dir/src/vgroup.cpp.o
-/kwdb/src/gitee.com/kwbasedb/kwdbts2/src/log.cpp:3:9: warning: unused variable 'error: x' [-Wunused-variable]
-In file included from /kwdb/src/gitee.com/kwbasedb/kwdbts2/src/table.cpp:5:
-/kwdb/src/gitee.com/kwbasedb/kwdbts2/src/table.h: In member function 'int Table::Rows() const':
-/kwdb/src/gitee.com/kwbasedb/kwdbts2/src/table.h:42:12: error: 'rows' was not declared in this scope
-   42 |     return rows;
-      |            ^~~~
-make[3]: *** [kwdbts2/CMakeFiles/kwdbts2.dir/build.make:90: kwdbts2/CMakeFiles/kwdbts2.dir/src/table.cpp.o] Error 1
-make[3]: *** Waiting for unfinished jobs....
-/kwdb/src/gitee.com/kwbasedb/kwdbts2/src/vgroup.cpp:9:1: error: later one
-make[2]: *** [CMakeFiles/Makefile2:150: kwdbts2/CMakeFiles/kwdbts2.dir/all] Error 2
-make: *** [Makefile:60: build] Error 2
-"""
-
-GO = """\
-go build -v -o kwbase ./pkg/cmd/kwbase
-gitee.com/kwbasedb/kwbase/pkg/util
-# gitee.com/kwbasedb/kwbase/pkg/sql
-pkg/sql/exec.go:31:2: undefined: missingThing
-pkg/sql/exec.go:40:9: cannot use x (variable of type int) as string value in return statement
-make[3]: *** [Makefile:44: kwbase] Error 1
-make: *** [Makefile:30: build] Error 2
-"""
-
-LINK = """\
-[ 99%] Linking CXX shared library ../lib/libkwdbts2.so
-/usr/bin/ld: CMakeFiles/kwdbts2.dir/src/api.cpp.o: in function `TsOpen':
-api.cpp:(.text+0x1c): undefined reference to `kwdb::Engine::Open(char const*)'
-collect2: error: ld returned 1 exit status
-make[2]: *** [kwdbts2/CMakeFiles/kwdbts2.dir/build.make:120: lib/libkwdbts2.so] Error 1
-"""
-
-CMAKE = """\
--- Detecting CXX compile features - done
-CMake Warning at CMakeLists.txt:55 (message):
-  GNU C/C++ compiler version should less and equal than 13.2
-
-
-CMake Error at kwdbts2/CMakeLists.txt:101 (message):
-  Protobuf include directory not found : /opt/none/include
-
-
--- Configuring incomplete, errors occurred!
-make: *** [Makefile:50: build] Error 1
-"""
-
-MISSING_TOOL = """\
-cd /kwdb/src/gitee.com/kwbasedb/kwbase/c-deps/jemalloc && autoconf
-/bin/sh: 1: autoconf: not found
-make[2]: *** [Makefile:613: configure] Error 127
-make: *** [Makefile:60: build] Error 2
-"""
-
-ONLY_MAKE = """\
-doing this
-doing that
-make[1]: *** [Makefile:12: thing] Error 3
-make: *** [Makefile:60: build] Error 2
-"""
-
-
-@pytest.mark.parametrize(
-    ("log", "begins", "holds", "lacks"),
-    [
-        (CPP, "In file included from", "'rows' was not declared", "later one"),
-        (GO, "# gitee.com/kwbasedb/kwbase/pkg/sql", "undefined: missingThing", "make"),
-        (LINK, "api.cpp:(.text+0x1c): undefined reference", "collect2", "make"),
-        (CMAKE, "CMake Error at kwdbts2/CMakeLists.txt:101", "Protobuf include directory not found", "13.2"),
-        (MISSING_TOOL, "/bin/sh: 1: autoconf: not found", "autoconf", "Makefile:60"),
-        (ONLY_MAKE, "doing this", "Makefile:12", "Makefile:60"),
-        ("make: *** No rule to make target 'instal'.  Stop.\n", "make: ***", "instal", "xx"),
-        ("pkg/x.proto:3:1: Expected top-level statement\n", "pkg/x.proto:3:1", "Expected", "xx"),
-        ("/usr/bin/ld: cannot find -ltinfo: No such file or directory\n", "/usr/bin/ld: cannot find -ltinfo", "", "xx"),
-    ],
-)
-def test_the_first_real_error_with_its_context(log: str, begins: str, holds: str, lacks: str) -> None:
-    error = first_error(log.splitlines())
-    assert error.startswith(begins)
-    assert holds in error
-    assert lacks not in error
-
-
-def test_the_lines_under_a_compiler_error_are_kept() -> None:
-    assert "      |            ^~~~" in first_error(CPP.splitlines())
-    assert "In member function" in first_error(CPP.splitlines())
-
-
-def test_a_later_compiler_error_beats_an_earlier_make_line() -> None:
-    log = "make[2]: *** [Makefile:1: a] Error 1\nsrc/a.cc:1:1: error: boom\n"
-    assert first_error(log.splitlines()) == "src/a.cc:1:1: error: boom"
-
-
-@pytest.mark.parametrize(("log", "expected"), [(CPP, True), (MISSING_TOOL, True), (ONLY_MAKE, False), (SMALL, False)])
-def test_makes_own_line_alone_explains_nothing(log: str, expected: bool) -> None:
-    assert explains(first_error(log.splitlines())) is expected
-
-
-def test_a_good_log_has_no_error() -> None:
-    assert first_error(SMALL.splitlines()) == ""
-
-
-def test_an_endless_log_is_not_read_on_after_the_error() -> None:
-    def lines() -> Iterator[str]:
-        yield from CPP.splitlines()
-        for _ in range(20):
-            yield "more"
-        raise AssertionError
-
-    assert "'rows'" in first_error(lines())
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("g++: fatal error: Killed signal terminated program cc1plus\ncompilation terminated.", True),
-        ("/usr/lib/go/pkg/tool/linux_amd64/link: signal: killed", True),
-        ("go build x: /opt/go/pkg/tool/linux_amd64/compile: signal: killed", True),
-        ("cc1plus: out of memory allocating 65536 bytes after a total of 1 bytes", True),
-        ("a.cpp:1:1: error: no", False),
-        ("", False),
-    ],
-)
-def test_memory(text: str, expected: bool) -> None:
-    assert out_of_memory(text) is expected
 
 
 SILENT_GO = """\
@@ -250,6 +116,97 @@ make[4]: Entering directory '/kwdb/src/gitee.com/kwbasedb/kwbase'
 def test_a_go_build_that_prints_nothing_is_not_shown_as_finished_cplusplus() -> None:
     seen = steps(SILENT_GO)
     assert [(step.phase, step.text) for step in seen][-3:] == [
-        ("go", "compiling the Go server"), ("install", "installing"), ("install", "installing kwbase"),
+        ("go", "building the Go server"), ("install", "installing"), ("install", "installing kwbase"),
     ]
     assert all(step.total == 0 for step in seen if step.phase in {"go", "install"}), "no share that means C++ alone"
+
+
+# A tree with the Makefiles of V3.2.1 in small, at -j2: external projects at the same time as common, then the make of
+# the Go server, which configures and builds C dependencies without naming a directory.
+EXTERNAL = """\
+========== build ==========
+Parallel build with -j2
+-- Configuring done
+-- Generating done
+make[1]: Entering directory '/kwdb/src/gitee.com/kwbasedb/build'
+make[2]: Entering directory '/kwdb/src/gitee.com/kwbasedb/build'
+make[3]: Entering directory '/kwdb/src/gitee.com/kwbasedb/build'
+make[3]: Leaving directory '/kwdb/src/gitee.com/kwbasedb/build'
+make[3]: Entering directory '/kwdb/src/gitee.com/kwbasedb/build'
+[  1%] Creating directories for 'protobuf_src'
+[  1%] No download step for 'protobuf_src'
+[  2%] Performing configure step for 'protobuf_src'
+-- The C compiler identification is GNU 12.2.0
+-- Performing Test HAVE_PTHREAD - Failed
+-- Configuring done
+-- Build files have been written to: /kwdb/src/gitee.com/kwbasedb/build/kwdbts2/third_party/protobuf-3.12.4/build
+[  2%] Performing build step for 'protobuf_src'
+make[4]: warning: -j2 forced in submake: resetting jobserver mode.
+make[4]: Entering directory '/kwdb/src/gitee.com/kwbasedb/build/kwdbts2/third_party/protobuf-3.12.4/build'
+make[3]: Entering directory '/kwdb/src/gitee.com/kwbasedb/build'
+[ 50%] Building CXX object CMakeFiles/libprotobuf-lite.dir/src/google/protobuf/arena.cc.o
+[  3%] Building CXX object common/CMakeFiles/common.dir/src/er_error.cpp.o
+[100%] Linking CXX static library libprotobuf.a
+[100%] Built target libprotobuf
+make[4]: Leaving directory '/kwdb/src/gitee.com/kwbasedb/build/kwdbts2/third_party/protobuf-3.12.4/build'
+[  4%] Performing install step for 'protobuf_src'
+Install the project...
+-- Install configuration: "Release"
+-- Installing: /kwdb/native/kwdbts2/third_party/lib/libprotobuf.a
+[  5%] Completed 'protobuf_src'
+make[3]: Leaving directory '/kwdb/src/gitee.com/kwbasedb/build'
+[  5%] Built target protobuf_src
+[ 40%] Building CXX object kwdbts2/CMakeFiles/kwdbts2.dir/mmap/src/ts_object_error.cpp.o
+[ 97%] Linking CXX shared library ../lib/libkwdbts2.so
+make[3]: Leaving directory '/kwdb/src/gitee.com/kwbasedb/build'
+[ 97%] Built target kwdbts2
+make[3]: Entering directory '/kwdb/src/gitee.com/kwbasedb/build'
+[ 98%] ====== compile kwbase ======
+make[4]: Entering directory '/kwdb/src/gitee.com/kwbasedb/kwbase'
+make[4]: warning: jobserver unavailable: using -j1.  Add '+' to parent make rule.
+go install -v protoc-gen-gogoroach
+gitee.com/kwbasedb/kwbase/pkg/util/errorutil
+checking for xsltproc... /usr/bin/xsltproc
+checking whether compiler is cray... no
+-- The C compiler identification is GNU 12.2.0
+-- Build files have been written to: /kwdb/native/rocksdb
+[  1%] Building CXX object CMakeFiles/rocksdb.dir/cache/clock_cache.cc.o
+[100%] Linking CXX static library librocksdb.a
+regenerating ./pkg/cli/zcgo_flags.go
+EXECGEN pkg/sql/colexec/and_or_projection.eg.go
+gitee.com/kwbasedb/kwbase/pkg/sql/pgwire/pgerror
+make[4]: Leaving directory '/kwdb/src/gitee.com/kwbasedb/kwbase'
+[100%] Built target kwbase
+========== install ==========
+[ 53%] Built target protobuf_src
+-- Up-to-date: /kwdb/install/lib/libcommon.so
+"""
+
+
+def test_the_builds_inside_kwdb_are_named_and_do_not_end_or_fill_the_bar() -> None:
+    seen = {step.text: step for step in steps(EXTERNAL)}
+    for text in (
+        "Performing configure step for 'protobuf_src'", "compiling arena.cc (libprotobuf-lite)", "installing libprotobuf.a",
+        "compiling ts_object_error.cpp (kwdbts2)", "====== compile kwbase ======", "go install protoc-gen-gogoroach",
+        "configure: checking whether compiler is cray", "compiling clock_cache.cc (rocksdb)", "generating zcgo_flags.go",
+        "generating and_or_projection.eg.go", "Go package 2: gitee.com/kwbasedb/kwbase/pkg/sql/pgwire/pgerror",
+    ):
+        assert text in seen, text
+    assert seen["compiling arena.cc (libprotobuf-lite)"].done == 2, "half of protobuf is not half of KWDB"
+    assert seen["Completed 'protobuf_src'"].done == 5
+    assert seen["compiling ts_object_error.cpp (kwdbts2)"] == Step(
+        phase="compile", text="compiling ts_object_error.cpp (kwdbts2)", done=40, total=100
+    ), "the install step of protobuf was not the end"
+    assert seen["compiling clock_cache.cc (rocksdb)"].total == 0, "the server is not ready at 100 % of C++"
+
+
+def test_phases_of_kwdb_come_in_their_order_and_inner_ones_are_told_apart() -> None:
+    phases = [step.phase for step in steps(EXTERNAL)]
+    assert [phase for number, phase in enumerate(phases) if phases[number - 1:number] != [phase]] == [
+        "configure", "compile", "native", "compile", "native", "compile", "native", "compile", "link", "compile", "go",
+        "native", "go", "install",
+    ]
+    tracker = Tracker()
+    for line in EXTERNAL.splitlines():
+        tracker.feed(line)
+    assert (tracker.packages, tracker.inner) == (2, 3)

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from kwdb_build.build.history import BuildHistory, BuildRecord, CacheUse, left_s, mark_of
+from kwdb_build.build.history import BuildHistory, BuildRecord, CacheUse, Pace, mark_of
 from kwdb_build.build.progress import Step
 from kwdb_build.build.watch import Watch, parse_stats
 from kwdb_build.console import Progress
@@ -86,24 +87,46 @@ def test_the_build_most_alike_tells_the_time(tmp_path: Path) -> None:
     assert history.most_like(dataclasses.replace(RECORD, warm=True, version="V3.2.0")) == warm
 
 
+def left(past: BuildRecord | None, reached: dict[str, float], elapsed: float) -> float | None:
+    pace = Pace(past)
+    for mark, seconds in reached.items():
+        pace.reach(mark, seconds)
+    return pace.left_s(elapsed)
+
+
 @pytest.mark.parametrize(
-    ("mark", "elapsed", "left"),
+    ("mark", "elapsed", "expected"),
     [("compile:5", 40.0, 60.0), ("compile:5", 80.0, 120.0), ("go:0", 30.0, 20.0), ("compile:7", 50.0, None)],
 )
 def test_time_left_goes_by_the_last_build_and_by_the_speed_of_this_one(
-    mark: str, elapsed: float, left: float | None
+    mark: str, elapsed: float, expected: float | None
 ) -> None:
-    assert left_s(RECORD, mark, elapsed) == left
+    assert left(RECORD, {mark: elapsed}, elapsed) == expected
+
+
+def test_time_left_never_grows_while_a_long_phase_goes_on() -> None:
+    """A C++ dependency or Go's link can take minutes without another mark."""
+    seen = [left(RECORD, {"compile:5": 40.0}, elapsed) for elapsed in (40.0, 45.0, 55.0, 60.0, 90.0, 900.0)]
+    assert seen == [60.0, 55.0, 45.0, 40.0, 40.0, 40.0], "as the last build went on, but not beyond its next mark"
+    assert left(RECORD, {"compile:5": 40.0, "go:0": 60.0}, 95.0) == 5.0
+    assert left(RECORD, {"compile:5": 40.0, "go:0": 60.0}, 500.0) == 0.0
+
+
+def test_a_mark_that_only_one_of_two_builds_met_does_not_hide_the_time_left() -> None:
+    assert left(RECORD, {"compile:5": 40.0, "native:9": 41.0}, 42.0) == 58.0
+    assert left(RECORD, {"go:0": 60.0, "compile:5": 61.0}, 62.0) == 38.0, "builds at the same time: the farthest counts"
 
 
 def test_no_time_left_is_made_up() -> None:
-    assert left_s(None, "compile:5", 10.0) is None
+    assert left(None, {"compile:5": 10.0}, 10.0) is None
+    assert left(RECORD, {}, 10.0) is None
 
 
 def test_marks_are_coarse() -> None:
-    assert mark_of(Step(phase="compile", text="x", done=57, total=100), 0) == "compile:5"
-    assert mark_of(Step(phase="go", text="x"), 120) == "go:2"
-    assert mark_of(Step(phase="configure", text="x"), 0) == "configure:0"
+    assert mark_of(Step(phase="compile", text="x", done=57, total=100), packages=0, inner=0) == "compile:5"
+    assert mark_of(Step(phase="go", text="x"), packages=120, inner=80) == "go:2"
+    assert mark_of(Step(phase="native", text="x", done=3, total=100), packages=120, inner=80) == "native:3"
+    assert mark_of(Step(phase="configure", text="x"), packages=0, inner=0) == "configure:0"
 
 
 class Texts(Progress):
@@ -121,7 +144,7 @@ def test_a_person_sees_target_time_left_cache_and_memory(tmp_path: Path) -> None
     texts = Texts()
     watch = Watch(tmp_path, texts, past)
     watch.line("[ 57%] Building CXX object kwdbts2/CMakeFiles/kwdbts2.dir/src/engine.cpp.o")
-    assert texts.texts == ["compiling engine.cpp  about 1:30 left  cache 2/3  1.0 GiB"]
+    assert texts.texts == ["compiling engine.cpp (kwdbts2)  about 1:30 left  cache 2/3  1.0 GiB"]
     assert watch.memory_bytes == 2 << 30
     assert watch.marks.keys() == {"compile:5"}
     watch.line("gitee.com/kwbasedb/kwbase/pkg/sql")
@@ -129,3 +152,21 @@ def test_a_person_sees_target_time_left_cache_and_memory(tmp_path: Path) -> None
     (tmp_path / "memory").write_text("half a li")
     watch.finish()
     assert watch.memory_bytes == 2 << 30
+
+
+def test_a_build_that_says_nothing_for_long_is_still_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kwdb_build.build.watch._LOOK_ALONE_S", 0.02)
+    texts = Texts()
+    watch = Watch(tmp_path, texts, None)
+    watch.line("go build -v -o kwbase ./pkg/cmd/kwbase")
+    (tmp_path / "memory").write_text("262144 524288\n")
+    deadline = time.monotonic() + 20
+    while texts.texts[-1] != "go build kwbase  1.0 GiB":
+        assert time.monotonic() < deadline, texts.texts
+        time.sleep(0.01)
+    watch.finish()
+    count = len(texts.texts)
+    time.sleep(0.1)
+    assert len(texts.texts) == count, "and no more when it is over"
