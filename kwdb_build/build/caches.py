@@ -3,6 +3,7 @@
 <root>/<toolchain>-<lock>-r<recipe>.lock         shared while a build uses them, exclusive while they are looked after
 <root>/<toolchain>-<lock>-r<recipe>/data/ccache  checks its entries' sums by itself
 <root>/<toolchain>-<lock>-r<recipe>/data/go      does not: Go only looks at their size, so we check them before a build
+<root>/<toolchain>-<lock>-r<recipe>/kept         KWDB's bundled libraries, built (see kept)
 
 A place of its own for each toolchain lock and recipe version: what another compiler made, or this one under another
 recipe, is never asked for. Whoever may write here decides what later builds consist of, so a place is used only while
@@ -20,8 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kwdb_build.build import kept
 from kwdb_build.build.recipe import RECIPE_VERSION
-from kwdb_build.files import tree_bytes, walk_files
+from kwdb_build.files import tree_bytes
 from kwdb_build.scratch import remove_tree
 
 if TYPE_CHECKING:
@@ -34,9 +36,8 @@ if TYPE_CHECKING:
 DIRECTORY = "build-cache"
 """Below home."""
 PARTS = ("ccache", "go")
-_INCLUDED = frozenset(
-    {".def", ".h", ".hh", ".hpp", ".hxx", ".in", ".inc", ".inl", ".ipp", ".l", ".proto", ".tcc", ".y"}
-)
+CCACHE_SHARE, GO_SHARE, KEPT_SHARE = 2, 4, 4
+"""How much of the limit each may take: one of so many parts."""
 _DIGEST_LENGTH = 64
 _PRUNE_TO = 0.9
 
@@ -49,6 +50,7 @@ class CacheFacts:
     path: Path
     ccache_bytes: int
     go_bytes: int
+    kept_bytes: int
     used_at: float
 
 
@@ -81,7 +83,8 @@ def opened(
         yield place / "data"
         if _alone(fd):
             with contextlib.suppress(OSError):  # a cache that grows too large is no reason to lose a build
-                prune_go(place / "data" / "go", limit_bytes // 2)
+                prune_go(place / "data" / "go", limit_bytes // GO_SHARE)
+                kept.prune(place / kept.DIRECTORY, limit_bytes // KEPT_SHARE)
     finally:
         os.close(fd)
 
@@ -114,26 +117,6 @@ def distrusted(place: Path, uid: int) -> str:
         if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             return f"others may write to {path}"
     return ""
-
-
-def headers_digest(source: Path) -> str:
-    """Sha256 over name and content of everything below source that C or C++ may include.
-
-    Go's cache knows the files in a package's own directory and the compiler's flags, but not the headers elsewhere that
-    cgo's sources include: without this in the flags, a package comes from the cache with the interface of the release
-    that was built before. What headers are generated from counts, too.
-    """
-    total = hashlib.sha256()
-    for path in walk_files(source):
-        if path.suffix not in _INCLUDED or ".git" in path.relative_to(source).parts:
-            continue
-        total.update(os.fsencode(path.relative_to(source)) + b"\0")
-        if path.is_symlink():
-            total.update(os.fsencode(path.readlink()))
-        else:
-            with path.open("rb") as stream:
-                total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()
 
 
 def damaged(go: Path) -> list[Path]:
@@ -180,7 +163,8 @@ def listed(root: Path) -> tuple[CacheFacts, ...]:
             with contextlib.suppress(FileNotFoundError):  # removed meanwhile
                 found.append(CacheFacts(
                     name=place.name, path=place, ccache_bytes=tree_bytes(place / "data" / "ccache"),
-                    go_bytes=tree_bytes(place / "data" / "go"), used_at=_used_at(place),
+                    go_bytes=tree_bytes(place / "data" / "go"), kept_bytes=tree_bytes(place / kept.DIRECTORY),
+                    used_at=_used_at(place),
                 ))
     return tuple(sorted(found, key=lambda facts: facts.used_at, reverse=True))
 

@@ -23,9 +23,10 @@ from kwdb_build.model import SOURCE_SUFFIX
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from kwdb_build.build.inputs import Headers
     from kwdb_build.model import BuildOptions, SourceTree, Version
 
-RECIPE_VERSION = 3
+RECIPE_VERSION = 4
 """Part of the build key: raised whenever a change here (or to what the runner does to the result) changes bytes."""
 
 GOPATH = PurePosixPath("/kwdb")
@@ -40,18 +41,36 @@ DIRECTORIES = (str(INSTALL.relative_to(GOPATH)), str(HOME.relative_to(GOPATH)))
 """Made in the working copy before the run, relative to its GOPATH."""
 SHIMS = PurePosixPath("/kwdb-shims")
 """Where our stand-ins for programs are mounted, first in PATH."""
-COMPILERS = PurePosixPath("/usr/lib/ccache")
-"""Where an image with ccache has the compilers' names once more, for ccache; next in PATH."""
+TOOLS = SCRATCH / "tools"
+"""Where every compiler and cmake of the image has its name once more, as a link to our stand-in; next in PATH."""
 CCACHE = PurePosixPath("/usr/bin/ccache")
-MORE_COMPILERS = ("cc", "c++")
-"""The names that CMake asks for first: Debian makes them by alternatives, and ccache's directory lacks them."""
+NATIVE = GOPATH / "native"
+"""Where KWDB's Makefiles build the C and C++ libraries that they bring along."""
+THIRD_PARTY = SOURCE / "build/kwdbts2/third_party"
+"""Where CMake builds those of third_party, from 3.2 on; what it installs of them goes to NATIVE."""
+DEPENDENCIES = ("kwbase/c-deps", "kwdbts2/third_party")
+"""Their sources."""
+DEPENDENCIES_TIME = 315_532_800
+"""SOURCE_DATE_EPOCH of all that is compiled there, 1980-01-01 as with Nix: with the time of the commit in it, what was
+built for one commit would be wrong for each other one (rocksdb has __DATE__ in it)."""
 CACHE = PurePosixPath("/kwdb-cache")
 """Where what earlier builds compiled is mounted: ccache/ and go/."""
 REMOTE = PurePosixPath("/kwdb-remote")
 """Where the way to a shared cache is mounted: a directory of files, or one with a socket."""
 UMASK = "022"
 
-DATE_SHIM = """\
+_TIME_OF_PLACE = f"""\
+last=-o
+for word in "$PWD/" "$@"; do
+    case "$last $word" in
+        "-o {NATIVE}"/* | "-o {THIRD_PARTY}"/*) export SOURCE_DATE_EPOCH={DEPENDENCIES_TIME} ;;
+    esac
+    last=$word
+done
+"""
+"""For what runs in a place of dependencies, or writes to one."""
+
+DATE_SHIM = f"""\
 #!/bin/sh
 # `date` of a build: the time of the commit instead of now, so that two builds agree. What asks for a file's time, or
 # names a time itself, is answered by the real one.
@@ -60,27 +79,57 @@ for argument in "$@"; do
         -r* | --reference* | -d* | --date* | -f* | --file* | -s* | --set*) exec /bin/date "$@" ;;
     esac
 done
-exec /bin/date -d "@${SOURCE_DATE_EPOCH:?}" "$@"
+{_TIME_OF_PLACE}\
+exec /bin/date -d "@${{SOURCE_DATE_EPOCH:?}}" "$@"
 """
 
-ENTER = """\
+TOOL_SHIM = f"""\
+#!/bin/sh
+# Any compiler, by way of ccache, and cmake: with a time of their own for dependencies.
+{_TIME_OF_PLACE}\
+name=${{0##*/}}
+IFS=:
+for directory in $KWDB_PATH; do
+    [ -x "$directory/$name" ] || continue
+    case $name in cmake) KWDB_CCACHE= ;; esac
+    [ -x "$KWDB_CCACHE" ] && exec "$KWDB_CCACHE" "$directory/$name" "$@"
+    exec "$directory/$name" "$@"
+done
+echo "$name: not in $KWDB_PATH" >&2
+exit 127
+"""
+
+ENTER = f"""\
 #!/bin/sh
 # enter UMASK COMMAND...: runs the build with a fixed umask (an engine may pass its own on), and notes meanwhile how
 # many pages of memory all processes in here hold, now and at most. Shared pages are counted once for each.
 umask "$1"
 shift
+mkdir -p "$TMPDIR/tools"
+(
+    IFS=:
+    for directory in $KWDB_PATH; do
+        for name in cmake cc c++ gcc g++ clang clang++ 'c[89]9' 'c[89]9-gcc' 'gcc-[0-9]*' 'g++-[0-9]*' 'clang-[0-9]*' \
+            'clang++-[0-9]*' '*-linux-gnu*-gcc' '*-linux-gnu*-g++' '*-linux-gnu*-gcc-[0-9]*' '*-linux-gnu*-g++-[0-9]*'
+        do
+            for file in "$directory"/$name; do
+                [ -x "$file" ] && ln -sf {SHIMS}/tool "$TMPDIR/tools/${{file##*/}}"
+            done
+        done
+    done
+)
 (
     most=0
     while :; do
         now=0
         for file in /proc/[0-9]*/statm; do
-            { read -r _ pages _ < "$file"; } 2> /dev/null && now=$((now + pages))
+            {{ read -r _ pages _ < "$file"; }} 2> /dev/null && now=$((now + pages))
         done
         [ "$now" -gt "$most" ] && most=$now
         echo "$now $most" > "$TMPDIR/memory"
         sleep 2
     done
-) &
+) > /dev/null 2>&1 &
 watch=$!
 "$@"
 code=$?
@@ -96,7 +145,8 @@ _VARIABLE_NAME = re.compile(r"^[A-Z][A-Z0-9_]*$")
 _VARIABLE_VALUE = re.compile(r"^[A-Za-z0-9_./:=,+@%-]*$")
 _RESERVED = frozenset({
     "BUILD_TYPE", "BUILDINFO_TAG", "CGO_CPPFLAGS", "CMAKE_CONFIG_OPTIONS", "GOCACHE", "GOFLAGS", "GOPATH", "HOME",
-    "INSTALL_PATH", "MAKEFLAGS", "NCPUS", "PATH", "SHELL", "SOURCE_DATE_EPOCH", "TMPDIR",
+    "CPATH", "INSTALL_PATH", "KWDB_CCACHE", "KWDB_PATH", "MAKEFLAGS", "NCPUS", "PATH", "SHELL", "SOURCE_DATE_EPOCH",
+    "TMPDIR",
 })
 _CMAKE_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 _CMAKE_RESERVED = frozenset({"CMAKE_BUILD_TYPE", "CMAKE_INSTALL_PREFIX", "PROTOBUF_DIR", "KWBASE_OSS"})
@@ -241,23 +291,27 @@ def cmake_environment(options: BuildOptions) -> dict[str, str]:
 
 
 def environment(
-    tree: SourceTree, toolchain_environment: Mapping[str, str], headers_digest: str
+    tree: SourceTree, toolchain_environment: Mapping[str, str], headers: Headers, *, use_ccache: bool = True
 ) -> dict[str, str]:
     """The whole environment of the build: the toolchain's own, then what makes the build offline and repeatable.
 
-    PATH is the toolchain's with our stand-ins first, then ccache's names of the compilers. headers_digest (see
-    caches.headers_digest) is a macro that nobody reads: cgo's flags are part of what Go's cache goes by. KWDB's
-    Makefile sets the other CGO_ variables, and leaves this one alone.
+    PATH is the toolchain's with our stand-ins first. The digest of the headers' contents is a macro that nobody reads:
+    cgo's flags are part of what Go's cache goes by. KWDB's Makefile sets the other CGO_ variables, and leaves this one
+    alone.
 
-    ccache is always on: --no-cache gives it an empty place instead, so that a build without a cache does the very same.
-    It gets no base_dir (everything has a fixed path) and no sloppiness: with time_macros a file that uses __DATE__
-    (rocksdb's version) would come from the cache with the date of another commit, and the bytes would differ from those
-    of a cold build. gcc takes __DATE__ from SOURCE_DATE_EPOCH, and ccache counts that in.
+    ccache gets no base_dir (everything has a fixed path) and no sloppiness: with time_macros a file that uses __DATE__
+    would come from the cache with the date of another commit, and the bytes would differ from those of a cold build.
+    gcc takes __DATE__ from SOURCE_DATE_EPOCH, and ccache counts that in. Its quick look-up knows which headers a file
+    included and their contents, but not that a new one now comes before one of them. So the digest of all headers'
+    names stands in CPATH, as a directory that is not there: that look-up counts CPATH in, and the thorough one, by
+    what the preprocessor says, does not.
     """
     path = toolchain_environment.get("PATH", _DEFAULT_PATH)
     return {
         **toolchain_environment,
-        "PATH": f"{SHIMS}:{COMPILERS}:{path}",
+        "PATH": f"{SHIMS}:{TOOLS}:{path}",
+        "KWDB_PATH": path,
+        "KWDB_CCACHE": str(CCACHE) if use_ccache else "",
         "HOME": str(HOME),
         "TMPDIR": str(SCRATCH),
         "LC_ALL": "C.UTF-8",
@@ -270,7 +324,8 @@ def environment(
         "GOTOOLCHAIN": "local",
         "GOENV": "off",
         "GOCACHE": str(CACHE / "go"),
-        "CGO_CPPFLAGS": f"-DKWDB_BUILD_HEADERS_{headers_digest[:32]}",
+        "CGO_CPPFLAGS": f"-DKWDB_BUILD_HEADERS_{headers.contents[:32]}",
+        "CPATH": f"/kwdb-headers/{headers.names[:32]}",
         "CCACHE_DIR": str(CACHE / "ccache"),
         "CCACHE_COMPILERCHECK": "content",
         "CCACHE_CONFIGPATH": str(SHIMS / "no-ccache.conf"),  # there is none: a cache brings no settings of its own
@@ -278,6 +333,8 @@ def environment(
         "CCACHE_STATSLOG": str(SCRATCH / "ccache.log"),
         # The working copy is the build's own, but git also looks at the owner of the mount point.
         "GIT_CONFIG_NOSYSTEM": "1",
+        # A dependency that asks git for its revision (brpc does) must not be told KWDB's.
+        "GIT_CEILING_DIRECTORIES": ":".join(str((SOURCE / name).parent) for name in DEPENDENCIES),
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": "safe.directory",
         "GIT_CONFIG_VALUE_0": "*",

@@ -35,7 +35,7 @@ class Comparison:
 
 
 def verify(artifact: Artifact, bench: Bench, *, began: float) -> Comparison:
-    """Build again with empty caches under other conditions, and compare with the stored build.
+    """Build again without caches under other conditions, and compare with the stored build.
 
     began: about when the stored one was built (unix seconds), 0 when that is not known. Nothing is stored.
     Errors: those of a build; NotReproducibleError names each file, its sections and the likely cause.
@@ -78,7 +78,7 @@ def stored_besides(artifact: Artifact) -> frozenset[str]:
 
 def _changed(bench: Bench, other: conditions.Conditions) -> tuple[str, ...]:
     changed = [
-        "empty caches", "another path on this machine", f"clock {conditions.CLOCK_AHEAD_S // _DAY_S} days ahead",
+        "no caches", "another path on this machine", f"clock {conditions.CLOCK_AHEAD_S // _DAY_S} days ahead",
         f"time zone {other.environment['TZ']}", f"locale {other.environment['LANG']}", f"umask {other.umask}",
         f"host name {other.hostname}", "directories read backwards",
         f"{other.jobs} job{'s' if other.jobs != 1 else ''} on {other.cores} core instead of {bench.jobs} jobs",

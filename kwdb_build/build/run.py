@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kwdb_build.build import caches, conditions, results
+from kwdb_build.build import caches, conditions, kept, results
 from kwdb_build.build import recipe as recipes
 from kwdb_build.build.failure import failure
 from kwdb_build.build.history import FILE, BuildHistory, BuildRecord
+from kwdb_build.build.inputs import dependencies_digest, headers_of
 from kwdb_build.build.key import build_key
 from kwdb_build.build.watch import Watch
 from kwdb_build.engine.base import Mount, RunSpec
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from kwdb_build.build.conditions import Conditions
     from kwdb_build.build.history import CacheUse
+    from kwdb_build.build.inputs import Headers
     from kwdb_build.build.remote import Remote
     from kwdb_build.build.runner import Bench
     from kwdb_build.console import Progress
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 NAME = "build"
 """What all builds' containers are known by."""
+_DIGEST_LENGTH = 32
 _RESULT = "/kwdb-result"
 _VERSION_LINE = re.compile(r"^(?:KaiwuDB|KWDB) Version:\s*(?P<version>\S+)")
 
@@ -46,6 +50,7 @@ class Run:
         self._bench = bench
         self._scratch = scratch
         self._uid, self._gid = uid, gid
+        self._lasting = cache is not None
         self._cache = cache or scratch / "cache"
         self._warm = cache is not None and any((cache / "go").iterdir())
         self._shared = shared
@@ -83,15 +88,34 @@ class Run:
         for directory in (*owned, self.gopath):
             os.chown(directory, self._uid, self._gid)
         self.shims.mkdir()
-        for name, text in (("date", recipes.DATE_SHIM), ("enter", recipes.ENTER)):
+        for name, text in (("date", recipes.DATE_SHIM), ("enter", recipes.ENTER), ("tool", recipes.TOOL_SHIM)):
             (self.shims / name).write_text(text, encoding="utf-8")
             (self.shims / name).chmod(0o755)
-        if any(package.startswith("ccache=") for package in self._bench.toolchain.locked_packages):
-            for name in recipes.MORE_COMPILERS:
-                (self.shims / name).symlink_to(recipes.CCACHE)
         self.shims.chmod(0o755)
+        if self._lasting and kept.take(
+            self._kept, self._dependencies, self.gopath, uid=self._uid, gid=self._gid, newer_than=tree.commit_time,
+            progress=self._bench.progress,
+        ):
+            self._bench.progress.note("the libraries that come with this source are there from an earlier build")
         if self._surroundings.library:
             self._make_library()
+
+    def leave(self) -> None:
+        """Keep for other builds what they may have of this one, which succeeded. The working copy is done with."""
+        if self._lasting:
+            kept.keep(self._kept, self._dependencies, self.gopath, self._bench.tree, self._bench.progress)
+
+    @property
+    def _kept(self) -> Path:
+        return self._cache.parent / kept.DIRECTORY
+
+    @cached_property
+    def _headers(self) -> Headers:
+        return headers_of(self._bench.tree.path)
+
+    @cached_property
+    def _dependencies(self) -> str:
+        return dependencies_digest(self._bench.tree, self._bench.options, self._headers)[:_DIGEST_LENGTH]
 
     def _make_library(self) -> None:
         """Compile, in the image, what makes programs see another time and another order."""
@@ -125,9 +149,9 @@ class Run:
             error = self._failure(result, log_start)
             self._leave(error, result)
             raise error
-        if text := str(self.cache_use):
-            bench.progress.note(f"{text}, {self.cache_use.go_packages} Go packages compiled, "
-                                f"{human_bytes(self._watch.memory_bytes)} of memory at most")
+        said = [str(self.cache_use), f"{self.cache_use.go_packages} Go packages compiled",
+                f"{human_bytes(self._watch.memory_bytes)} of memory at most"]
+        bench.progress.note(", ".join(filter(None, said)))
 
     @property
     def cache_use(self) -> CacheUse:
@@ -147,9 +171,11 @@ class Run:
             *self._shared.mounts,
         ]
         environment = {
-            **recipes.environment(bench.tree, bench.toolchain.environment, caches.headers_digest(bench.tree.path)),
+            **recipes.environment(
+                bench.tree, bench.toolchain.environment, self._headers, use_ccache=self._lasting
+            ),
             **recipes.cmake_environment(bench.options),
-            "CCACHE_MAXSIZE": f"{bench.cache_bytes // 2 >> 20}M",
+            "CCACHE_MAXSIZE": f"{bench.cache_bytes // caches.CCACHE_SHARE >> 20}M",
             **self._shared.environment,
             **self._surroundings.environment,
         }

@@ -195,7 +195,8 @@ class Bench:
     def run(self, surroundings: Conditions = conditions.USUAL, *, cold: bool = False) -> Iterator[Run]:
         """Build in a working copy that vanishes at the end; yields it when make has succeeded.
 
-        cold: with empty caches of its own. A failed copy stays when it was asked for.
+        cold: without ccache and kept libraries, and with an empty cache of its own for Go. A failed copy stays when it
+        was asked for.
         """
         uid, gid = surroundings.identity or build_identity()
         self.engine.remove_leftovers(NAME)  # a killed build's container goes on writing to its copy and to the caches
@@ -219,3 +220,4 @@ class Bench:
             run.prepare()
             run.make()
             yield run
+            run.leave()

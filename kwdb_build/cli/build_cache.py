@@ -35,9 +35,12 @@ def cache_list(console: Console, settings: Settings) -> int:
     if console.as_json:
         console.data({"caches": found, "builds": builds})
         return 0
-    rows = [(one.name, human_bytes(one.ccache_bytes), human_bytes(one.go_bytes), _date(one.used_at), str(one.path))
-            for one in found]
-    console.table("", ("toolchain", "ccache", "Go", "last used", "path"), rows, data=True)
+    rows = [
+        (one.name, *map(human_bytes, (one.ccache_bytes, one.go_bytes, one.kept_bytes)), _date(one.used_at),
+         str(one.path))
+        for one in found
+    ]
+    console.table("", ("toolchain", "ccache", "Go", "libraries", "last used", "path"), rows, data=True)
     if builds:
         console.table(
             "The last builds", ("when", "version", "outcome", "time", "C/C++ from cache", "Go compiled", "memory"),
@@ -77,7 +80,7 @@ def cache_prune(console: Console, settings: Settings, *, days: int) -> int:
             kept.append(one)
     for one in kept:
         console.note(f"{one.name}: a build uses it, left alone")
-    freed = sum(one.ccache_bytes + one.go_bytes for one in removed)
+    freed = sum(one.ccache_bytes + one.go_bytes + one.kept_bytes for one in removed)
     if console.as_json:
         console.data({"removed": removed, "in_use": kept, "freed_bytes": freed})
     else:

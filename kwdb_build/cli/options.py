@@ -75,7 +75,7 @@ _BUILD = (
     click.option("--cmake-var", multiple=True, metavar="NAME=VALUE", help="Variable for KWDB's CMake. Repeatable."),
     click.option("--asan", is_flag=True, default=None, help="Build with the address sanitizer."),
     click.option("--cache/--no-cache", "use_cache", default=None,
-                 help="Take what earlier builds compiled (default), or compile everything anew."),
+                 help="Take what earlier builds compiled (default), or compile everything anew, without ccache."),
 )
 
 

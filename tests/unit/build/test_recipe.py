@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kwdb_build.build import recipe as recipes
+from kwdb_build.build.inputs import Headers
 from kwdb_build.errors import UsageError
 from kwdb_build.model import BuildOptions, SourceTree, Version
 
@@ -71,9 +72,14 @@ def test_options_that_a_shell_could_act_on_are_refused(options: BuildOptions) ->
 
 
 def test_the_environment_is_offline_and_has_the_commits_time() -> None:
-    environment = recipes.environment(tree("V3.1.0"), {"PATH": "/opt/go/bin:/usr/bin", "CC": "gcc-12"}, "0a" * 32)
+    headers = Headers(contents="0a" * 32, names="0b" * 32)
+    environment = recipes.environment(tree("V3.1.0"), {"PATH": "/opt/go/bin:/usr/bin", "CC": "gcc-12"}, headers)
     assert environment["CGO_CPPFLAGS"] == f"-DKWDB_BUILD_HEADERS_{'0a' * 16}"
-    assert environment["PATH"] == "/kwdb-shims:/usr/lib/ccache:/opt/go/bin:/usr/bin"
+    assert environment["CPATH"] == f"/kwdb-headers/{'0b' * 16}"
+    assert environment["PATH"] == "/kwdb-shims:/scratch/tools:/opt/go/bin:/usr/bin"
+    assert (environment["KWDB_PATH"], environment["KWDB_CCACHE"]) == ("/opt/go/bin:/usr/bin", "/usr/bin/ccache")
+    without = recipes.environment(tree("V3.1.0"), {}, headers, use_ccache=False)
+    assert without["KWDB_CCACHE"] == ""
     assert environment["CC"] == "gcc-12"
     assert environment["SOURCE_DATE_EPOCH"] == "86400"
     assert environment["GOPROXY"] == "off"
@@ -132,6 +138,65 @@ def test_the_date_of_a_build_is_the_commits(date: Callable[..., str]) -> None:
     assert date("+%s") == "1700000000"
     assert date("-u", "--rfc-3339=seconds").startswith("2023-11-14")
     assert date() == "Tue Nov 14 22:13:20 UTC 2023"
+
+
+@pytest.mark.parametrize("directory", ["/kwdb/native/x86_64-linux-gnu/rocksdb", str(recipes.THIRD_PARTY / "brpc-1.9.0")])
+def test_what_is_made_for_dependencies_has_a_time_that_is_no_commits(tools: Tools, directory: str) -> None:
+    assert tools("g++", "-c", "a.cc", "-o", f"{directory}/a.o")[0] == "1980"
+    assert tools("cc", "-o", f"{directory}/a.o", "-c", "a.c")[0] == "1980"
+    assert tools("g++", "-c", "a.cc", "-o", "/kwdb/src/a.o", f"-I{directory}", f"{directory}/b.a")[0] == "2023"
+    assert tools("g++", "-c", "a.cc", "-o", "/kwdb/native-not/a.o")[0] == "2023"
+
+
+def test_compilers_are_found_by_every_name_and_go_through_ccache(tools: Tools) -> None:
+    awkward = ('-DX="a b"', "-c", "a b.cc", "*", "")
+    for name in ("g++", "gcc-12", "x86_64-linux-gnu-g++-12", "clang", "c99"):
+        assert tools(name, *awkward) == ("2023", "ccache", f"{tools.compilers}/{name}", *awkward)
+        assert tools(name, *awkward, ccache=False) == ("2023", f"{tools.compilers}/{name}", *awkward)
+    assert tools("cmake", "-S", ".") == ("2023", f"{tools.compilers}/cmake", "-S", ".")
+    assert tools("g++", "-o", "x", code=3)[-2:] == ("-o", "x")
+    assert sorted(path.name for path in tools.links.iterdir()) == [
+        "c99", "cc", "clang", "cmake", "g++", "gcc-12", "x86_64-linux-gnu-g++-12",
+    ], "and neither gcc-ar nor what another program is named"
+
+
+class Tools:
+    """What `enter` lays out of a directory of compilers that only say how they were called."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.compilers, self.links = place / "compilers", place / "scratch/tools"
+        self.compilers.mkdir()
+        (place / "scratch").mkdir()
+        (place / "tool").write_text(recipes.TOOL_SHIM)
+        (place / "enter").write_text(recipes.ENTER.replace(f"{recipes.SHIMS}/tool", f"{place}/tool"))
+        names = ("cc", "g++", "gcc-12", "gcc-ar", "gcc-ar-12", "x86_64-linux-gnu-g++-12", "clang", "c99", "cmake", "ld")
+        for name in names:
+            (self.compilers / name).write_text(
+                '#!/bin/sh\nYEAR=$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y)\nprintf "%s\\0" "$YEAR" $CACHED "$0" "$@"\n'
+                "exit ${CODE:-0}\n"
+            )
+        (place / "ccache").write_text('#!/bin/sh\nCACHED=ccache exec "$@"\n')
+        for path in (place / "tool", place / "enter", place / "ccache", *self.compilers.iterdir()):
+            path.chmod(0o755)
+
+    def __call__(self, name: str, *arguments: str, ccache: bool = True, code: int = 0) -> tuple[str, ...]:
+        environment = {
+            "PATH": f"{self.links}:{os.environ['PATH']}", "KWDB_PATH": f"/no/such/place:{self.compilers}",
+            "KWDB_CCACHE": f"{self.place}/ccache" if ccache else "", "TMPDIR": f"{self.place}/scratch",
+            "SOURCE_DATE_EPOCH": "1700000000", "CODE": str(code),
+        }
+        done = subprocess.run(
+            [self.place / "enter", "022", name, *arguments], env=environment, check=False, capture_output=True,
+            text=True, timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (code, "")
+        return tuple(done.stdout.split("\0")[:-1])
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Tools:
+    return Tools(tmp_path)
 
 
 def test_a_date_that_was_asked_for_is_the_real_one(date: Callable[..., str], tmp_path: Path) -> None:

@@ -1,0 +1,200 @@
+"""KWDB's bundled C and C++ libraries as an earlier build made them: `make` finds them built, and leaves them alone.
+
+<place>/kept/<digest>/files/…        what lay below GOPATH, moved here at the end of the build that made it
+<place>/kept/<digest>/manifest.json  what each file must be: checked whenever it is taken
+
+ccache spares their compilations, but not the configure scripts and probes of a dozen projects, which take minutes. The
+digest (see inputs.dependencies_digest) stands for all that decides them. That a build for another commit may take them
+is not only hoped for: what holds a trace of the commit that it was built for is not kept.
+
+Not below the directory that is mounted for builds: no build can change what another one finds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import shutil
+import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from kwdb_build.build.recipe import DEPENDENCIES, GOPATH, NATIVE, THIRD_PARTY
+from kwdb_build.errors import ArtifactError
+from kwdb_build.files import check_manifest, load_json, manifest_of, tree_bytes, walk_all, write_json
+from kwdb_build.model import SOURCE_SUFFIX, FileRecord
+from kwdb_build.scratch import remove_tree, scratch_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from kwdb_build.console import Progress
+    from kwdb_build.model import SourceTree
+
+DIRECTORY = "kept"
+_BUILT = tuple(str(place.relative_to(GOPATH)) for place in (NATIVE, THIRD_PARTY))
+_CONFIGURE = "*/configure"
+"""Below DEPENDENCIES: autoconf makes it in the source, and one that is newer than what it made has that made anew."""
+_FILES, _MANIFEST = "files", "manifest.json"
+_NEW = ".new-"
+_SHORTEST_NAME = 7
+"""Of a commit, as git abbreviates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What was kept, by names below GOPATH: places, the files and links in them, directories before what they hold."""
+
+    places: tuple[str, ...]
+    files: tuple[FileRecord, ...]
+    directories: tuple[str, ...] = field(default=())
+    schema: int = 1
+
+
+def take(root: Path, digest: str, gopath: Path, *, uid: int, gid: int, newer_than: int, progress: Progress) -> bool:
+    """Copy what is kept under digest into a working copy, owned by uid:gid; False when there is nothing (sound).
+
+    Every file gets one time, now and not before newer_than (unix seconds: that of the sources): to make and to KWDB's
+    `uptodate` all of it is up to date.
+    """
+    entry = root / digest
+    if not (entry / _MANIFEST).is_file():
+        return False
+    places: tuple[str, ...] = ()
+    try:
+        manifest = load_json(Manifest, entry / _MANIFEST)
+        if any((gopath / place).exists() or _linked(gopath, place) for place in manifest.places):
+            return False
+        check_manifest(entry / _FILES, manifest.files)
+        places = manifest.places
+        _copy(entry / _FILES, gopath, manifest)
+    except (ArtifactError, FileNotFoundError, ValueError):
+        # Not a full disk, say: that is an error of the build.
+        progress.note(f"the libraries kept in {entry} are damaged: they are removed, and built anew")
+        for path in (entry, *(gopath / place for place in places)):
+            _remove(path)
+        return False
+    when = max(int(time.time()), newer_than)
+    for name in (*(record.path for record in manifest.files), *manifest.directories):
+        os.chown(gopath / name, uid, gid, follow_symlinks=False)
+        os.utime(gopath / name, (when, when), follow_symlinks=False)
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(entry)  # used now: prune() takes the one first that was not for the longest time
+    return True
+
+
+def keep(root: Path, digest: str, gopath: Path, tree: SourceTree, progress: Progress) -> None:
+    """Move what a finished build of tree made into root, if a build of another commit may have it as it is."""
+    present = [place for place in _places(gopath, tree) if (gopath / place).exists() and not _linked(gopath, place)]
+    if not any(place in _BUILT for place in present) or (root / digest).exists():
+        return
+    if reason := next(filter(None, (_unfit(gopath / place, tree) for place in present)), ""):
+        progress.note(f"the libraries that came with this source are not kept for the next build: {reason}")
+        return
+    root.mkdir(mode=0o700, exist_ok=True)
+    with scratch_directory(root, _NEW) as new:
+        for place in present:
+            (new / _FILES / place).parent.mkdir(parents=True, exist_ok=True)
+            (gopath / place).rename(new / _FILES / place)
+        everything = sorted(walk_all(new / _FILES))
+        directories = [path for path in everything if path.is_dir() and not path.is_symlink()]
+        write_json(new / _MANIFEST, Manifest(
+            places=tuple(present), files=manifest_of(new / _FILES),
+            directories=tuple(str(path.relative_to(new / _FILES)) for path in directories),
+        ))
+        with contextlib.suppress(OSError):  # another build of the same was first
+            new.rename(root / digest)
+
+
+def prune(root: Path, limit_bytes: int) -> int:
+    """Remove what was not used for the longest time until all is within limit_bytes; how many. While no build runs."""
+    removed = 0
+    entries = [path for path in root.glob("[!.]*") if path.is_dir()]
+    for path in sorted(entries, key=lambda path: path.stat().st_mtime, reverse=True):
+        limit_bytes -= tree_bytes(path)
+        if limit_bytes < 0:
+            remove_tree(path)
+            removed += 1
+    return removed
+
+
+def _copy(source: Path, gopath: Path, manifest: Manifest) -> None:
+    for name in manifest.directories:
+        (gopath / name).mkdir(exist_ok=True)
+
+    def copy(record: FileRecord) -> None:
+        target = gopath / record.path
+        if record.link:
+            target.symlink_to(record.link)
+        else:
+            shutil.copyfile(source / record.path, target)
+            target.chmod(record.mode)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(copy, manifest.files))
+
+
+def _places(gopath: Path, tree: SourceTree) -> Iterator[str]:
+    yield from _BUILT
+    for name in DEPENDENCIES:
+        for path in sorted((gopath / SOURCE_SUFFIX / name).glob(_CONFIGURE)):
+            below = path.relative_to(gopath / SOURCE_SUFFIX)
+            if not (tree.path / below).exists():
+                yield str(SOURCE_SUFFIX / below)
+
+
+def _linked(gopath: Path, place: str) -> bool:
+    """Whether the place or what it lies in is a link, or no directory where there should be one."""
+    path = gopath / place
+    return path.is_symlink() or any(
+        above.is_symlink() or (above.exists() and not above.is_dir())
+        for above in (gopath / parent for parent in PurePosixPath(place).parents)
+    )
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            remove_tree(path)
+        else:
+            path.unlink()
+
+
+def _unfit(place: Path, tree: SourceTree) -> str:
+    """Why what lies in place serves this commit alone, or cannot be kept as files; '' when it may be kept."""
+    marks = marks_of(tree)
+
+    def reason(path: Path) -> str:
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode) or stat.S_ISDIR(mode):
+            return ""
+        if not stat.S_ISREG(mode):
+            return f"{path.name} is no regular file"
+        return next((f"{path.name} holds the {what} of this commit" for what, mark in marks if _holds(path, mark)), "")
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return next(filter(None, pool.map(reason, [place, *sorted(walk_all(place))])), "")
+
+
+def marks_of(tree: SourceTree) -> tuple[tuple[str, bytes], ...]:
+    """What a build could leave of the commit that it was made for: its name, and its time as programs write it."""
+    when = time.gmtime(tree.commit_time)
+    # The C library pads the day with a blank, as __DATE__ does.
+    days = (time.strftime(form, when) for form in ("%b %e %Y", "%Y-%m-%d", "%Y/%m/%d"))
+    return (
+        ("name", tree.commit[:_SHORTEST_NAME].encode()), ("time", str(tree.commit_time).encode()),
+        *(("date", day.encode()) for day in days),
+    )
+
+
+def _holds(path: Path, mark: bytes) -> bool:
+    with path.open("rb") as stream:
+        if not os.fstat(stream.fileno()).st_size:
+            return False
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(mark) >= 0

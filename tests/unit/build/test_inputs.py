@@ -1,0 +1,88 @@
+"""What parts of a build depend on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kwdb_build.build.inputs import dependencies_digest, headers_of
+from kwdb_build.model import BuildOptions, SourceTree, Submodule, Version
+
+RELEASE = BuildOptions(build_type="Release")
+FILES = {
+    "CMakeLists.txt": "project(KWDB)", "kwbase/Makefile": "build:", "kwbase/build/defs.mk": "x = 1",
+    "kwbase/c-deps/rocksdb/db.cc": "int db;", "kwbase/c-deps/rocksdb-rebuild": "1", "kwdbts2/third_party/lz4/lz4.c": "",
+    "kwbase/pkg/sql/a.go": "package sql", "kwdbts2/engine/e.cpp": "int e;", "kwdbts2/engine/e.h": "int e();",
+    "qa/run.sh": "exit", "kwbase/vendor/x/Makefile": "all:", "README.md": "KWDB",
+}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> SourceTree:
+    path = tmp_path / "src/gitee.com/kwbasedb"
+    for name, text in FILES.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(text)
+    return SourceTree(
+        path=path, url="", ref="", commit="a" * 40, version=Version.parse("V3.2.0"), commit_time=86_400,
+        submodules=(Submodule(path="kwbase/c-deps", url="", commit="c" * 40),),
+    )
+
+
+def digest(tree: SourceTree, options: BuildOptions = RELEASE) -> str:
+    return dependencies_digest(tree, options, headers_of(tree.path))
+
+
+@pytest.mark.parametrize(("name", "counts"), [
+    ("CMakeLists.txt", True), ("kwbase/Makefile", True), ("kwbase/build/defs.mk", True),
+    ("kwbase/c-deps/rocksdb/db.cc", True), ("kwbase/c-deps/rocksdb-rebuild", True),
+    ("kwdbts2/third_party/lz4/lz4.c", True), ("kwdbts2/engine/e.h", True), ("kwbase/pkg/sql/a.go", False),
+    ("kwdbts2/engine/e.cpp", False), ("qa/run.sh", False), ("kwbase/vendor/x/Makefile", False), ("README.md", False),
+])
+def test_which_files_decide_what_bundled_libraries_become(tree: SourceTree, name: str, *, counts: bool) -> None:
+    before = digest(tree)
+    (tree.path / name).write_text("changed")
+    assert (digest(tree) != before) is counts
+
+
+def test_what_else_decides_about_bundled_libraries(tree: SourceTree) -> None:
+    before = digest(tree)
+    other = replace(tree, commit="b" * 40, commit_time=1, version=Version.parse("V3.2.1"))
+    assert digest(other) == before, "a commit that changes nothing of theirs"
+    moved = replace(tree, submodules=(Submodule(path="kwbase/c-deps", url="", commit="d" * 40),))
+    vendor = replace(tree, submodules=(*tree.submodules, Submodule(path="kwbase/vendor", url="", commit="e" * 40)))
+    assert digest(vendor) == before
+    script = tree.path / "kwbase/c-deps/rocksdb-rebuild"
+    digests = {
+        before, digest(moved), digest(tree, BuildOptions(build_type="Debug")),
+        digest(tree, BuildOptions(build_type="Release", make_variables=(("KWBASE_OSS", "ON"),))),
+        digest(tree, BuildOptions(build_type="Release", cmake_variables=(("WITH_ASAN", "ON"),))),
+        digest(replace(tree, version=Version.parse("V3.1.0"))),
+    }
+    script.chmod(0o755)
+    digests.add(digest(tree))
+    script.unlink()
+    script.symlink_to("rocksdb")
+    digests.add(digest(tree))
+    assert len(digests) == 8
+
+
+def test_headers_count_by_content_and_by_name(tmp_path: Path) -> None:
+    (tmp_path / "kwdbts2").mkdir()
+    header = tmp_path / "kwdbts2" / "plan.h"
+    header.write_text("#define ABI 1\n")
+    (tmp_path / "kwdbts2" / "plan.cc").write_text("int a;\n")
+    first = headers_of(tmp_path)
+    (tmp_path / "kwdbts2" / "plan.cc").write_text("int b;\n")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "x.h").write_text("not of the source\n")
+    assert headers_of(tmp_path) == first
+    header.write_text("#define ABI 2\n")
+    second = headers_of(tmp_path)
+    assert (second.names == first.names, second.contents == first.contents) == (True, False)
+    (tmp_path / "plan.h").write_text("#define ABI 2\n")
+    third = headers_of(tmp_path)
+    assert third.names != first.names
+    assert third.contents not in {first.contents, second.contents}

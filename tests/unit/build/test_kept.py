@@ -1,0 +1,191 @@
+"""KWDB's bundled libraries, kept from one build for the next."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from kwdb_build.build import kept
+from kwdb_build.console import Progress
+from kwdb_build.model import SourceTree, Version
+
+SOURCE = Path("src/gitee.com/kwbasedb")
+COMMIT_TIME = 1_750_500_000  # 2025-06-21
+DIGEST = "d" * 32
+
+
+class Notes(Progress):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> SourceTree:
+    path = tmp_path / "fetched" / SOURCE
+    (path / "kwbase/c-deps/krb5").mkdir(parents=True)
+    (path / "kwbase/c-deps/krb5/configure").write_text("came with the source")
+    return SourceTree(
+        path=path, url="", ref="", commit="0123456789" * 4, version=Version.parse("V3.2.0"), commit_time=COMMIT_TIME,
+        submodules=(),
+    )
+
+
+def built(gopath: Path, **more: bytes) -> Path:
+    """A working copy after a build."""
+    files = {
+        "native/rocksdb/librocksdb.a": b"!<arch>", "native/rocksdb/CMakeCache.txt": b"", "native/bin/protoc": b"#!",
+        f"{SOURCE}/build/kwdbts2/third_party/brpc/src/brpc-stamp/brpc-build": b"",
+        f"{SOURCE}/build/lib/libkwdbts2.so": b"\x7fELF", f"{SOURCE}/kwbase/c-deps/jemalloc/configure": b"made",
+        f"{SOURCE}/kwbase/c-deps/krb5/configure": b"came with the source",
+    }
+    for name, content in {**files, **{name.replace("__", "/"): content for name, content in more.items()}}.items():
+        (gopath / name).parent.mkdir(parents=True, exist_ok=True)
+        (gopath / name).write_bytes(content)
+    (gopath / "native/bin/protoc").chmod(0o755)
+    (gopath / "native/empty").mkdir()
+    (gopath / "native/lib").symlink_to("rocksdb")
+    return gopath
+
+
+def fresh(gopath: Path) -> Path:
+    """A working copy before a build."""
+    for name in ("jemalloc", "krb5"):
+        (gopath / SOURCE / "kwbase/c-deps" / name).mkdir(parents=True)
+    (gopath / SOURCE / "kwbase/c-deps/krb5/configure").write_text("came with the source")
+    return gopath
+
+
+def take(root: Path, gopath: Path, notes: Notes, *, newer_than: int = COMMIT_TIME) -> bool:
+    return kept.take(
+        root, DIGEST, gopath, uid=os.getuid(), gid=os.getgid(), newer_than=newer_than, progress=notes
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path, tree: SourceTree) -> Path:
+    notes = Notes()
+    kept.keep(tmp_path / "kept", DIGEST, built(tmp_path / "first"), tree, notes)
+    assert notes.notes == []
+    return tmp_path / "kept"
+
+
+def test_the_next_build_finds_them_as_they_were_and_newer_than_its_source(root: Path, tmp_path: Path) -> None:
+    assert not (tmp_path / "first/native").exists(), "moved, not copied"
+    gopath, notes, now = fresh(tmp_path / "second"), Notes(), int(time.time())
+    assert take(root, gopath, notes)
+    assert notes.notes == []
+    assert (gopath / "native/rocksdb/librocksdb.a").read_bytes() == b"!<arch>"
+    assert (gopath / "native/bin/protoc").stat().st_mode & 0o777 == 0o755
+    assert (gopath / "native/empty").is_dir()
+    assert (gopath / "native/lib").readlink() == Path("rocksdb")
+    assert (gopath / SOURCE / "build/kwdbts2/third_party/brpc/src/brpc-stamp/brpc-build").is_file()
+    assert (gopath / SOURCE / "kwbase/c-deps/jemalloc/configure").read_bytes() == b"made"
+    assert (gopath / SOURCE / "kwbase/c-deps/krb5/configure").read_text() == "came with the source"
+    assert not (gopath / SOURCE / "build/lib").exists(), "KWDB's own libraries are built each time"
+    times = {path.lstat().st_mtime for path in (gopath / "native").rglob("*")}
+    times.add((gopath / SOURCE / "kwbase/c-deps/jemalloc/configure").stat().st_mtime)
+    assert len(times) == 1, "nothing is older than what it was made from"
+    assert now <= times.pop() <= time.time() + 1
+    third, ahead = fresh(tmp_path / "third"), int(time.time()) + 86_400
+    assert take(root, third, notes, newer_than=ahead)
+    assert (third / "native/rocksdb/librocksdb.a").stat().st_mtime == ahead, "a commit made where the clock is ahead"
+
+
+@pytest.mark.parametrize("harm", ["changed", "missing", "more", "manifest", "mode"])
+def test_what_is_damaged_is_removed_and_built_anew(
+    root: Path, tree: SourceTree, tmp_path: Path, harm: str
+) -> None:
+    files = root / DIGEST / "files"
+    match harm:
+        case "changed":
+            (files / "native/rocksdb/librocksdb.a").write_bytes(b"!<arcH>")
+        case "missing":
+            (files / "native/rocksdb/librocksdb.a").unlink()
+        case "more":
+            (files / "native/rocksdb/more.a").write_bytes(b"")
+        case "manifest":
+            (root / DIGEST / "manifest.json").write_text("{")
+        case "mode":
+            (files / "native/bin/protoc").chmod(0o644)
+    gopath, notes = fresh(tmp_path / "second"), Notes()
+    assert not take(root, gopath, notes)
+    assert ["damaged" in note for note in notes.notes] == [True]
+    assert not (gopath / "native").exists()
+    assert not (root / DIGEST).exists()
+    kept.keep(root, DIGEST, built(tmp_path / "third"), tree, notes)
+    assert take(root, fresh(tmp_path / "fourth"), notes)
+
+
+def test_an_entry_that_another_process_removes_meanwhile_is_no_failure(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = kept.check_manifest
+
+    def check_and_lose(place: Path, files: object) -> None:
+        real(place, files)  # type: ignore[arg-type]
+        kept.prune(root, 0)
+
+    monkeypatch.setattr(kept, "check_manifest", check_and_lose)
+    gopath = fresh(tmp_path / "second")
+    assert not take(root, gopath, Notes())
+    assert sorted(path.name for path in gopath.iterdir()) == ["src"]
+    assert not (gopath / SOURCE / "build/kwdbts2/third_party").exists()
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    (b"compiled at Jun 21 2025 10:00", "date"), (b'rev="0123456"', "name"), (b"epoch 1750500000", "time"),
+    (b"2025-06-21", "date"), (b"2025/06/21", "date"),
+])
+def test_what_shows_its_commit_serves_no_other_one(
+    tmp_path: Path, tree: SourceTree, content: bytes, said: str
+) -> None:
+    notes = Notes()
+    gopath = built(tmp_path / "first", native__rocksdb__version=b"\0" * 5000 + content)
+    kept.keep(tmp_path / "kept", DIGEST, gopath, tree, notes)
+    assert [f"version holds the {said} of this commit" in note for note in notes.notes] == [True]
+    assert not (tmp_path / "kept").exists()
+    assert (gopath / "native/rocksdb/version").exists()
+
+
+def test_what_is_no_file_is_not_kept(tmp_path: Path, tree: SourceTree) -> None:
+    notes, gopath = Notes(), built(tmp_path / "first")
+    os.mkfifo(gopath / "native/pipe")
+    kept.keep(tmp_path / "kept", DIGEST, gopath, tree, notes)
+    assert ["pipe is no regular file" in note for note in notes.notes] == [True]
+
+
+def test_links_lead_nowhere(root: Path, tree: SourceTree, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    gopath = fresh(tmp_path / "second")
+    (gopath / SOURCE / "build").symlink_to(elsewhere)
+    assert not take(root, gopath, Notes())
+    assert list(elsewhere.iterdir()) == []
+    other = fresh(tmp_path / "third")
+    (elsewhere / "precious").write_text("data")
+    (other / "native").symlink_to(elsewhere)
+    kept.keep(tmp_path / "new", DIGEST, other, tree, Notes())
+    assert not (tmp_path / "new").exists()
+    assert (elsewhere / "precious").exists()
+
+
+def test_the_first_of_two_stays_and_the_oldest_goes_first(root: Path, tree: SourceTree, tmp_path: Path) -> None:
+    notes = Notes()
+    other = built(tmp_path / "other", native__more=b"of the second build")
+    kept.keep(root, DIGEST, other, tree, notes)
+    assert not (root / DIGEST / "files/native/more").exists()
+    kept.keep(root, "e" * 32, other, tree, notes)
+    os.utime(root / DIGEST, (1e9, 1e9))
+    size = sum(path.stat().st_size for path in (root / ("e" * 32)).rglob("*") if path.is_file())
+    assert kept.prune(root, size + 100) == 1
+    assert [path.name for path in root.glob("[!.]*")] == ["e" * 32]
+    assert take(root, fresh(tmp_path / "second"), notes) is False
+    assert kept.prune(root, 0) == 1
+    assert list(root.glob("[!.]*")) == []
+    assert kept.prune(tmp_path / "none", 0) == 0
