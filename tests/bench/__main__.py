@@ -76,13 +76,17 @@ def _options(argv: list[str]) -> argparse.Namespace:
 def _builds(bench: Bench, place: Path, options: argparse.Namespace) -> list[Figure]:
     figures = []
     with bench.console.step(1, 4, "cold builds, in turns"):
-        pairs = [bench.pair(OLD, bare_first=bool(number % 2)) for number in range(options.builds)]
-    if pairs:
-        ours, bare = zip(*pairs, strict=True)
-        note = "two builds after each other: a busy machine shows here"
-        figures.append(paired("cold build, bare make install", ours, bare, aim=1.03, note=note))
+        turns = [bench.turn(OLD, bare_first=bool(number % 2)) for number in range(options.builds)]
+    if turns:
+        ours, filling, bare = zip(*turns, strict=True)
+        note = "both without a cache, after each other: a busy machine shows here"
+        figures.append(paired("cold build (--no-cache), bare make install", ours, bare, aim=1.03, note=note))
         note = "bare: make install inside of the very same build"
-        figures.append(paired("cold build, its own make install", ours, bench.own_make_s, aim=1.03, note=note))
+        figures.append(paired(
+            "cold build (--no-cache), its own make install", ours, bench.own_make_s[::2], aim=1.03, note=note
+        ))
+        note = "ours fills ccache for the next build, the bare one fills nothing"
+        figures.append(paired("cold build that fills the caches, bare make install", filling, bare, aim=1.03, note=note))
         with bench.console.step(1, 4, "a release after another, and the tool's memory"):
             seconds, share, words = bench.after(OLD, NEW)
             figures.append(single(

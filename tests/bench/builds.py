@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from kwdb_build.build import conditions, runner
-from kwdb_build.build import recipe as recipes
 from kwdb_build.build.caches import DIRECTORY
 from kwdb_build.build.history import FILE, BuildHistory, CacheUse
 from kwdb_build.build.remote import Remote
@@ -76,23 +75,27 @@ class Bench:
         """A build of a release, whatever it takes; not measured."""
         return self.workshop.build(self.fetch(ref))
 
-    def pair(self, ref: str, *, bare_first: bool) -> tuple[float, float]:
-        """Seconds of one cold build through the tool and of one bare one, of the same tree in the same image."""
+    def turn(self, ref: str, *, bare_first: bool) -> tuple[float, float, float]:
+        """Seconds of three cold builds of the same tree in the same image: through the tool without and with caches that
+        it fills for the next one, and bare.
+        """
         tree = self.fetch(ref)
         image = self.workshop.image(tree)
         bare = self.bare(tree, image) if bare_first else 0.0
+        without = self.cold(tree, use_cache=False)
         shutil.rmtree(self.home / DIRECTORY, ignore_errors=True)
-        ours = self.cold(tree)
-        return ours, bare or self.bare(tree, image)
+        filling = self.cold(tree)
+        return without, filling, bare or self.bare(tree, image)
 
-    def cold(self, tree: SourceTree) -> float:
+    def cold(self, tree: SourceTree, *, use_cache: bool = True) -> float:
         """The tool: copy of the tree, build, checks of the results, `kwbase version`, durable storage. Caches as they are.
 
         What the container with `make install` took of it goes to `own_make_s`: the same work in the same minute, where
         a pair of builds on a busy machine differs by more than the tool could add.
         """
         shutil.rmtree(self.store, ignore_errors=True)
-        workshop = Workshop(self.settings, self.console, self.home / "logs")
+        settings = self.settings.model_copy(update={"use_cache": use_cache})
+        workshop = Workshop(settings, self.console, self.home / "logs")
         workshop.store = ArtifactStore(self.store)
         timed = TimedEngine(workshop.engine)
         workshop.__dict__["engine"] = timed
@@ -128,14 +131,11 @@ class Bench:
     def make(self, run: Run, image: str) -> float:
         """Seconds of the bare command in a working copy: the compilers themselves, nothing of ours around make."""
         spec = run.make_spec()
-        path = spec.environment["PATH"].replace(f"{recipes.COMPILERS}:", "")
-        for name in recipes.MORE_COMPILERS:
-            (run.shims / name).unlink(missing_ok=True)
         argv = [
             "docker", "--host", self.workshop.engine.info().address, "run", "--rm", "--network=none", "--init",
             f"--user={spec.uid}:{spec.gid}", f"--workdir={spec.workdir}",
             *(f"--volume={mount.source}:{mount.target}" for mount in spec.mounts),
-            *(f"--env={name}={value}" for name, value in {**spec.environment, "PATH": path}.items()), image,
+            *(f"--env={name}={value}" for name, value in spec.environment.items()), image,
             *run.argv,
         ]
         with (self.home / "logs" / "bare.log").open("ab") as log:
