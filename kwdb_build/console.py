@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 HEARTBEAT_S = 30.0
 _FILE_WIDTH = 200
 _SHORT = 20
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 SCHEMA_VERSION = 1
 
 
@@ -163,7 +165,7 @@ class Console(Progress):
             self._err.print(Text(self._plain(title), style=f"bold {style}".strip()))
             for name, value in rows:
                 shown = self._plain(value).replace("\n", "\n" + " " * (width + 4))
-                self._err.print(Text.assemble((f"  {name:<{width}}  ", "dim"), shown))
+                self._err.print(Text.assemble((f"  {self._plain(name):<{width}}  ", "dim"), shown))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, data: bool = False) -> None:
         """A table for people on stderr; with data=True it is the answer itself and goes to stdout.
@@ -270,8 +272,10 @@ class Console(Progress):
                     status.start()
 
     def _plain(self, text: str) -> str:
-        # A name on a disk need not be valid text: what cannot be shown is shown as '?'.
-        return text.encode("ascii" if self._ascii else "utf-8", "replace").decode()
+        # A name on a disk need not be valid text: what cannot be shown is shown as '?'. What would move the cursor or
+        # change colours comes from there, too, or from an archive that somebody sent: it is shown, not obeyed.
+        shown = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+        return shown.encode("ascii" if self._ascii else "utf-8", "replace").decode()
 
 
 def _tell_broken_pipe() -> NoReturn:

@@ -250,7 +250,7 @@ class _Incoming:
         try:
             artifact = parse_manifest(json.loads(content), self._into)
         except ArtifactError as error:
-            raise _damaged(self._path, f"its manifest is not readable: {error.context}") from error
+            raise _damaged(self._path, f"its manifest cannot be used: {error.context}") from error
         if not all(_harmless(entry) for entry in artifact.files):
             raise _damaged(self._path, "its manifest names a path outside of bin/ and lib/, or a strange mode")
         links = {entry.path for entry in artifact.files if entry.link}

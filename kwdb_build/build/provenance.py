@@ -245,12 +245,46 @@ def disagreements(statement: Statement, artifact: Artifact, bill: bytes | None) 
             found.append(f"{name}: sha256 {wanted[name][0][:16]}, the provenance says {said[name][0][:16]}")
         elif wanted[name][1] != said[name][1]:
             found.append(f"{name}: {wanted[name][1]}, the provenance says {said[name][1]}")
-    inner = statement.predicate.build_definition.internal_parameters
+    definition = statement.predicate.build_definition
+    inner = definition.internal_parameters
     if inner.get("buildKey") != artifact.key.digest or inner.get("keyInputs") != artifact.key.inputs:
         found.append(f"{PROVENANCE}: it is about another build, key {str(inner.get('buildKey'))[:16]}")
+    else:
+        try:
+            found += _other_inputs(definition, artifact.key.inputs)
+        except (TypeError, ValueError, AttributeError) as error:
+            found.append(f"the inputs of its key are not readable: {error}")
     listed = {one.name: one.digest.get("sha256") for one in statement.predicate.run_details.byproducts}
     if bill is None:
         found += [f"{SBOM}: missing, the provenance names it"] if SBOM in listed else []
     elif listed.get(SBOM) != hashlib.sha256(bill).hexdigest():
         found.append(f"{SBOM}: content changed, the provenance has another sha256")
     return found
+
+
+def _other_inputs(definition: BuildDefinition, inputs: dict[str, Any]) -> list[str]:
+    """Where the parts that people and scanners read say something else than the inputs of the key."""
+    source, toolchain, options = (inputs.get(name, {}) for name in ("source", "toolchain", "options"))
+    wanted = {
+        "source": source.get("commit"), f"toolchain {toolchain.get('name')}": toolchain.get("lock"),
+        **{f"submodule {path}": commit for path, commit in source.get("submodules", ())},
+    }
+    listed = {one.name: tuple(one.digest.values()) for one in definition.resolved_dependencies}
+    found = [
+        f"{PROVENANCE}: {name} is {', '.join(listed.get(name, ())) or 'not named'}, the key was made of {digest}"
+        for name, digest in wanted.items()
+        if digest is not None and digest.rpartition(":")[2] not in listed.get(name, ())
+    ]
+    patches = [one.digest.get("sha256") for one in definition.resolved_dependencies if one.name.startswith("patch ")]
+    if patches != [digest for *_, digest in source.get("patches", ())]:
+        found.append(f"{PROVENANCE}: its patches are not those of the key")
+    asked = {
+        "version": inputs.get("version"), "toolchain": toolchain.get("name"), "buildType": options.get("build_type"),
+        "makeVariables": dict(options.get("make_variables", ())),
+        "cmakeVariables": dict(options.get("cmake_variables", ())),
+    }
+    said = definition.external_parameters
+    return found + [
+        f"{PROVENANCE}: {name} is {said.get(name)!r}, the key was made of {value!r}"
+        for name, value in asked.items() if value is not None and said.get(name) != value
+    ]

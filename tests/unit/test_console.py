@@ -77,6 +77,21 @@ def test_off_a_terminal_there_are_plain_whole_lines() -> None:
     assert any(PATH in line and line.startswith("│ 0001") for line in lines)
 
 
+def test_what_a_file_or_an_archive_says_is_shown_and_not_obeyed() -> None:
+    """A name that clears the screen, moves the cursor over what was said, or sets the terminal's title."""
+    hostile = "\x1b[2J\x1b]0;title\x07 \x9b1A\x00"
+    code = (
+        "from kwdb_build.console import Console\nfrom kwdb_build.errors import KwdbBuildError\nconsole = Console()\n"
+        f"bad = {hostile!r}\nconsole.note(bad)\nconsole.table('', ('a', 'b'), [(bad, 'x')], data=True)\n"
+        "console.facts('t', [(bad, bad)])\nconsole.error(KwdbBuildError(bad, context=bad, hint=bad))\n"
+        "with console.step(1, 1, bad):\n    console.update(bad)"
+    )
+    done = piped(code, LC_ALL="C.UTF-8")
+    said = (done.stdout + done.stderr).decode()
+    assert [mark for mark in hostile if not mark.isprintable() and mark in said] == []
+    assert "\\x1b[2J\\x1b]0;title\\x07 \\x9b1A\\x00" in said
+
+
 def test_without_utf8_everything_is_ascii() -> None:
     done = piped(SHOW, LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr

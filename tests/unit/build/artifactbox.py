@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import stat
 from pathlib import Path
@@ -83,10 +84,10 @@ def source_tree(root: Path) -> SourceTree:
     )
 
 
-def key_of(word: str, *, architecture: str = "") -> BuildKey:
+def key_of(word: str, *, architecture: str = "", version: str = "V3.2.1") -> BuildKey:
     """A key whose inputs have the parts that readers look at."""
     return BuildKey.of({
-        "source": {"commit": "a" * 40, "patches": [["", 1, "f" * 64]]}, "word": word,
+        "source": {"commit": "a" * 40, "patches": [["", 1, "f" * 64]]}, "word": word, "version": version,
         "toolchain": {"name": "box", "architecture": architecture or this_architecture(), "lock": "c" * 64},
         "options": {"build_type": "Release"},
     })
@@ -111,7 +112,8 @@ def add_build(
 ) -> Artifact:
     """Add one build to a store, the way the runner does."""
     tree = source_tree(place / f"tree-{word}")
-    key = key or key_of(word)
+    key = key or key_of(word, version=version)
+    tree = dataclasses.replace(tree, version=Version.parse(version))
     invocation = provenance.Invocation(
         id="urn:uuid:11111111-2222-3333-4444-555555555555", began=began, ended=began + 60,
         engine=EngineInfo(kind="docker", version="20.10.24", address="unix:///x"), image="sha256:" + "b" * 64,

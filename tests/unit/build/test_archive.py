@@ -12,6 +12,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from backports import zstd
@@ -22,7 +23,7 @@ from kwdb_build.build.store import MANIFEST, ArtifactStore
 from kwdb_build.console import Progress
 from kwdb_build.errors import ArtifactError, KwdbBuildError, LockedError, SpaceError, UsageError
 from kwdb_build.files import sha256_of
-from kwdb_build.model import Artifact
+from kwdb_build.model import Artifact, BuildKey
 from tests.unit.build.artifactbox import add_build, key_of, spoil
 
 ROOT = Path(__file__).parents[3]
@@ -167,7 +168,7 @@ def _replace(part: str, **changes: object) -> Callable[[list[Member]], list[Memb
     return change
 
 
-def _manifest(change: Callable[[dict[str, list[dict[str, object]]]], object]) -> Callable[[list[Member]], list[Member]]:
+def _manifest(change: Callable[[dict[str, Any]], object]) -> Callable[[list[Member]], list[Member]]:
     def changed(members: list[Member]) -> list[Member]:
         info, data = members[0]
         manifest = json.loads(data)
@@ -177,6 +178,11 @@ def _manifest(change: Callable[[dict[str, list[dict[str, object]]]], object]) ->
         return [(info, content), *members[1:]]
 
     return changed
+
+
+def _inputs(data: dict[str, Any], **changes: object) -> None:
+    data["inputs"].update(changes)
+    data["key"] = BuildKey.of(data["inputs"]).digest
 
 
 TOP = "kwdb-V3.2.1-linux-amd64/"
@@ -207,6 +213,18 @@ HOSTILE: dict[str, Callable[[list[Member]], list[Member]]] = {
     "manifest of another format": _manifest(lambda data: data.update(format=99)),
     "manifest without files": _manifest(lambda data: data.pop("files")),
     "manifest with strange files": _manifest(lambda data: data.update(files=[1])),
+    "manifest of another version": _manifest(lambda data: data.update(version="V9.9.9")),
+    "manifest of another commit": _manifest(lambda data: data.update(commit="e" * 40)),
+    "manifest with a commit that is no text": _manifest(lambda data: data.update(commit={"a": 1})),
+    "manifest with a strange time": _manifest(lambda data: data["details"].update(source_time="x")),
+    "manifest with a time beyond all archives": _manifest(lambda data: data["details"].update(source_time=1 << 40)),
+    "manifest with strange details": _manifest(lambda data: data.update(details="abc")),
+    "manifest with a toolchain that is a text": _manifest(lambda data: _inputs(data, toolchain="x")),
+    "manifest with an architecture that is a list": _manifest(lambda data: _inputs(data, toolchain={"architecture": [1]})),
+    **{
+        f"manifest with {field} {value!r}": _manifest(lambda data, f=field, v=value: data["files"][0].update({f: v}))
+        for field, value in (("path", 5), ("size", "12"), ("size", 1.5), ("mode", None), ("sha256", None), ("link", 5))
+    },
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,27 @@ def test_a_statement_of_another_build_is_refused(tmp_path: Path, artifact: Artif
     verdict, found = rows_of(artifact)["provenance"]
     assert verdict == Verdict.FAIL
     assert "it is about another build" in found
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda data: data["resolvedDependencies"][0].update(digest={"gitCommit": "e" * 40}), "source is eeee"),
+        (lambda data: data.update(resolvedDependencies=[]), "toolchain box is not named"),
+        (lambda data: data["resolvedDependencies"].pop(4), "its patches are not those of the key"),
+        (lambda data: data["externalParameters"].update(version="V9.9.9"), "version is 'V9.9.9'"),
+        (lambda data: data["externalParameters"].update(makeVariables={"X": "1"}), "makeVariables is {'X': '1'}"),
+    ],
+)
+def test_a_statement_that_names_other_sources_than_its_key_is_refused(
+    artifact: Artifact, change: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    data = statement_of(artifact)
+    change(data["predicate"]["buildDefinition"])
+    spoil(artifact.path / PROVENANCE, json.dumps(data).encode())
+    verdict, found = rows_of(artifact)["provenance"]
+    assert verdict == Verdict.FAIL
+    assert said in found
 
 
 def test_a_build_of_an_older_tool_is_usable_and_says_so(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from kwdb_build.model import Artifact
 
-KEY = BuildKey.of({"source": "one"})
+KEY = BuildKey.of({"word": "one"})
 VERSION = Version.parse("V3.1.0")
 
 
@@ -164,7 +164,7 @@ def test_a_manifest_under_another_key_is_refused(store: ArtifactStore, artifact:
 def test_inputs_that_do_not_give_the_key_are_refused(store: ArtifactStore, artifact: Artifact) -> None:
     manifest = artifact.path / "manifest.json"
     data = json.loads(manifest.read_text())
-    data["inputs"]["source"] = "two"
+    data["inputs"]["word"] = "two"
     manifest.chmod(0o644)
     manifest.write_text(json.dumps(data))
     with pytest.raises(ArtifactError, match="another build"):

@@ -271,7 +271,7 @@ def test_equal_files_of_two_versions_share_their_blocks_but_stay_apart(xfs: Path
             (staged / name).mkdir(parents=True)
         (staged / "bin/kwbase").write_bytes(word.encode())
         (staged / "lib/libcommon.so").write_bytes(content)
-        return store.add(key_of(word), staged, version=Version.parse("V3.2.1"), commit="a", built_s=0)
+        return store.add(key_of(word), staged, version=Version.parse("V3.2.1"), commit="a" * 40, built_s=0)
 
     empty = used_bytes(xfs)
     first = add("one")
