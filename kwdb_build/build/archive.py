@@ -23,9 +23,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
 from kwdb_build.build.inspection import architecture_of, inspect, require, this_architecture
-from kwdb_build.build.store import BESIDE, DIRECTORIES, MANIFEST, parse_manifest
+from kwdb_build.build.store import BESIDE, DIRECTORIES, MANIFEST, PROVENANCE, SBOM, parse_manifest
 from kwdb_build.errors import AccessError, ArtifactError, LockedError, SpaceError, UsageError
-from kwdb_build.files import fsync_directory, require_file, require_space, write_atomic
+from kwdb_build.files import fsync_directory, human_bytes, require_file, require_space, write_atomic
 from kwdb_build.scratch import scratch_directory
 
 if sys.version_info >= (3, 14):
@@ -49,8 +49,10 @@ SUFFIX = ".tar.zst"
 README = "README.txt"
 _OPTIONS: dict[int, int] = {_Parameter.compression_level: 10, _Parameter.checksum_flag: 1}
 _IMPORTING = ".importing-"
-_SMALL_BYTES = 256 << 20
-"""More than any manifest or bill of materials takes; larger ones are refused before they are read."""
+_MOST_BYTES = {MANIFEST: 4 << 20, PROVENANCE: 4 << 20, SBOM: 16 << 20}
+"""Ten times what KWDB's take. As objects in memory they are a hundred times larger, on a machine with a database."""
+_SMALL_BYTES = 64 << 10
+"""The same for every other document, and for what tar writes around a member."""
 _MARGIN_BYTES = 8 << 20
 _CHUNK = 1 << 20
 _MIN_PARTS = 2
@@ -213,11 +215,10 @@ def import_archive(
     store.root.mkdir(parents=True, exist_ok=True)
     with scratch_directory(store.root, _IMPORTING) as temporary:
         with _explained_damage(path, store.root), path.open("rb") as stream, _zstd_open(stream, "rb") as packed:
-            limited = _Limited(packed, _SMALL_BYTES)
+            limited = _Limited(packed)
             with tarfile.open(fileobj=limited, mode="r|", encoding="utf-8") as tar:
-                incoming = _Incoming(tar, temporary, path)
+                incoming = _Incoming(tar, limited, temporary, path)
                 artifact = incoming.begin(foreign=foreign)
-                limited.allowed += sum(entry.size for entry in artifact.files) + _SMALL_BYTES
                 incoming.unpack(artifact, progress)
             while limited.read(_CHUNK):  # to the end, where the checksum of the whole file stands
                 pass
@@ -234,19 +235,20 @@ def import_archive(
 class _Incoming:
     """An archive that is read once, from its beginning to its end, into an empty directory."""
 
-    def __init__(self, tar: tarfile.TarFile, into: Path, path: Path) -> None:
+    def __init__(self, tar: tarfile.TarFile, limited: _Limited, into: Path, path: Path) -> None:
         self._tar = tar
+        self._limited = limited
         self._into = into
         self._path = path
         self._top = ""
 
     def begin(self, *, foreign: bool) -> Artifact:
         """Read the manifest and decide whether to go on."""
-        first = self._tar.next()
+        first = self._next()
         if first is None or not first.name.endswith(f"/{MANIFEST}") or first.name.count("/") != 1:
             raise _damaged(self._path, "it does not begin with a manifest: no archive of kwdb-build")
         self._top = first.name.removesuffix(MANIFEST)
-        content = self._content(first)
+        content = self._content(first, MANIFEST)
         try:
             artifact = parse_manifest(json.loads(content), self._into)
         except ArtifactError as error:
@@ -271,7 +273,7 @@ class _Incoming:
         wanted = {entry.path: entry for entry in artifact.files}
         total, done = sum(entry.size for entry in artifact.files), 0
         seen: set[str] = set()
-        while (info := self._tar.next()) is not None:
+        while (info := self._next()) is not None:
             name = info.name.removeprefix(self._top)
             if not info.name.startswith(self._top) or name in seen:
                 raise _damaged(self._path, f"it has a member that is not expected: {info.name!r}")
@@ -281,18 +283,25 @@ class _Incoming:
                 done += info.size
                 progress.update("unpacking", done=done, total=total)
             elif name in BESIDE[1:]:
-                self._keep(name, self._content(info))
+                self._keep(name, self._content(info, name))
             elif name == README:
-                self._content(info)
+                self._content(info, name)
             else:
                 raise _damaged(self._path, f"it has a member that the manifest does not name: {info.name!r}")
         if missing := sorted(wanted.keys() - seen):
             raise _damaged(self._path, f"it lacks {', '.join(missing[:5])}")
 
-    def _content(self, info: tarfile.TarInfo) -> bytes:
-        stream = self._tar.extractfile(info) if _plain(info) else None
-        if stream is None or info.size > _SMALL_BYTES:
-            raise _damaged(self._path, f"{info.name} is no small plain file")
+    def _next(self) -> tarfile.TarInfo | None:
+        """The next member; the content of the one before counts as read."""
+        self._limited.allowed += _SMALL_BYTES
+        return self._tar.next()
+
+    def _content(self, info: tarfile.TarInfo, name: str) -> bytes:
+        most = _MOST_BYTES.get(name, _SMALL_BYTES)
+        stream = self._tar.extractfile(info) if _plain(info) and info.size <= most else None
+        if stream is None:
+            raise _damaged(self._path, f"{name} is no plain file of at most {human_bytes(most)}")
+        self._limited.allowed += info.size
         return stream.read()
 
     def _keep(self, name: str, content: bytes) -> None:
@@ -309,6 +318,7 @@ class _Incoming:
         stream = self._tar.extractfile(info) if _plain(info) and info.size == entry.size else None
         if stream is None:
             raise _damaged(self._path, f"{entry.path} is not the file of {entry.size} bytes that the manifest names")
+        self._limited.allowed += entry.size
         with target.open("xb") as writer:
             while chunk := stream.read(_CHUNK):
                 writer.write(chunk)
@@ -340,9 +350,9 @@ def _harmless(entry: FileRecord) -> bool:
 class _Limited(io.RawIOBase):
     """A stream that gives at most `allowed` bytes: a small file must not unpack to a full disk, or full memory."""
 
-    def __init__(self, stream: Any, allowed: int) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self.allowed = allowed
+        self.allowed = _SMALL_BYTES  # tarfile reads the first header when it opens
 
     def readable(self) -> bool:
         """As asked by io."""

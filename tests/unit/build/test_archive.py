@@ -239,19 +239,43 @@ def test_a_hostile_archive_is_refused(packed: Path, elsewhere: ArtifactStore, tm
     assert sorted(tmp_path.rglob("evil")) == before == []
 
 
-def test_a_small_file_that_unpacks_to_much_is_refused(
-    elsewhere: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(archive, "_SMALL_BYTES", 1 << 20)
-    bomb = tmp_path / "bomb.tar.zst"
+def _header_bomb(members: list[Member]) -> list[Member]:
     info = tarfile.TarInfo("x" * 50)
     info.pax_headers = {"comment": "0" * (8 << 20)}
-    with zstd.open(bomb, "wb") as stream, tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar:
-        tar.addfile(info)
-    assert bomb.stat().st_size < 20_000
+    return [*members[:1], (info, b""), *members[1:]]
+
+
+def _document_bomb(part: str, size: int) -> Callable[[list[Member]], list[Member]]:
+    def change(members: list[Member]) -> list[Member]:
+        content = b'{"x":[' + b"[]," * (size // 3) + b"[]]}"
+        for info, _ in members:
+            if info.name.endswith(part):
+                info.size = len(content)
+        return [(info, content if info.name.endswith(part) else data) for info, data in members]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_header_bomb, "more than its manifest says"),
+        (lambda members: _header_bomb(members)[1:], "more than its manifest says"),
+        (_document_bomb("manifest.json", 5 << 20), "manifest.json is no plain file of at most 4.0 MiB"),
+        (_document_bomb("provenance.json", 5 << 20), "provenance.json is no plain file of at most 4.0 MiB"),
+        (_document_bomb("sbom.cdx.json", 17 << 20), "sbom.cdx.json is no plain file of at most 16.0 MiB"),
+        (_document_bomb("README.txt", 1 << 20), "README.txt is no plain file of at most 64.0 KiB"),
+    ],
+)
+def test_a_small_file_that_unpacks_to_much_is_refused(
+    packed: Path, elsewhere: ArtifactStore, tmp_path: Path, change: Callable[[list[Member]], list[Member]], said: str
+) -> None:
+    bomb = pack(tmp_path / "bomb.tar.zst", change(unpack(packed)))
+    assert bomb.stat().st_size < 200_000
     with pytest.raises(ArtifactError) as caught:
         take(elsewhere, bomb)
-    assert "more than its manifest says" in caught.value.context
+    assert said in caught.value.context
+    assert left(elsewhere) == [".gate"]
 
 
 def test_a_build_for_another_machine_is_refused_unless_meant(
