@@ -25,6 +25,8 @@ RESERVED_VARIABLES = {"KWDB_BUILD_FAILPOINT"}
 """Environment variables of ours that are no settings."""
 _LISTS = ("redirect", "profile", "skip", "allowed_hosts", "allowed_schemes", "make_var", "cmake_var")
 """Settings that are several words in an environment variable."""
+MOST_JOBS = 1024
+"""make puts a byte for each job into a pipe before it starts any, and waits without end when that is full."""
 
 
 def default_home() -> Path:
@@ -87,8 +89,11 @@ class Settings(BaseModel):
     cmake_var: tuple[str, ...] = Field((), description="NAME=VALUE pairs for KWDB's CMake files")
     sign: str = Field("", description="sign builds: ssh:KEYFILE, gpg:KEYID or minisign:KEYFILE; empty: not at all")
     sign_passphrase_file: Path | None = Field(None, description="file with the passphrase of that key")
-    jobs: int = Field(0, ge=0, description="parallel compile jobs; 0: from cores and memory")
-    cpus: float = Field(0, ge=0, description="processors that the build container may use, such as 1.5; 0: all")
+    jobs: int = Field(0, ge=0, le=MOST_JOBS, description="parallel compile jobs; 0: from cores and memory")
+    cpus: float = Field(
+        0, ge=0, allow_inf_nan=False,
+        description="processors that the build container may use, such as 1.5; 0: all",
+    )
     memory: str = Field("", description="memory limit of the build container such as 8g; empty: none")
     use_cache: bool = Field(True, description="take what earlier builds compiled, and keep what this one does")
     cache_size: str = Field("10g", description="how large the caches of one toolchain may grow")

@@ -54,7 +54,7 @@ _TEST = (
     re.compile(r"^\s*--- FAIL: "),  # go test
     re.compile(r"^\S+:\d+: Failure$"),  # googletest
     re.compile(r"\*\*\*(?:Failed|Exception|Timeout|Not Run)\b|^\[  FAILED  \] "),  # CTest
-    re.compile(r"^FAIL\t\S+"),
+    re.compile(r"^FAIL\t\S+(?!.*\[(?:build|setup) failed\])"),  # that is a compiler's error
 )
 """What a failing test prints, the most telling first."""
 _TEST_ENDS = re.compile(r"^(?:(?:=== |ok  |FAIL\b|--- )|\[ {2}FAILED {2}\]|make(?:\[\d+\])?: |\s*\d+/\d+ Test\b)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from kwdb_build.build.diagnosis import explains, first_error, out_of_memory
+from kwdb_build.build.diagnosis import explains, first_error, first_failed_test, out_of_memory
 from kwdb_build.errors import BuildError, SpaceError
 from kwdb_build.files import free_bytes
 
@@ -36,6 +36,8 @@ def failure(
     with log.open(encoding="utf-8", errors="replace") as stream:
         stream.seek(log_start)
         error = first_error(stream)
+        stream.seek(log_start)
+        error = first_failed_test(stream) or error  # a test that passes may print what looks like an error
     # ccache keeps a compiler's words in a file before it repeats them: on a full disk they may be lost.
     if _FULL.search(error) or (not explains(error) and free_bytes(place) < _NOTHING_BYTES):
         return _disk_full(version, error, log)
@@ -56,5 +58,6 @@ def failure(
     return BuildError(
         f"the build of {version} failed (make ended with exit code {result.returncode})",
         context=error or "no line of its output looks like an error; see the log", log=log,
-        hint="the first error is above; the log has everything the compiler said",
+        hint="the first error is above; the log has everything the compiler said; --shell-on-failure opens a shell in "
+        "the container, --keep-container keeps it",
     )

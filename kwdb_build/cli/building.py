@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def make_workshop(console: Console, settings: Settings) -> Any:
-    """The workshop of one call, with its logs below home."""
-    from kwdb_build.files import private_directory
+    """The workshop of one call, with logs of its own below home."""
+    from kwdb_build.cli.calllogs import logs_of_call
     from kwdb_build.upgrade.workshop import Workshop
 
-    return Workshop(settings, console, private_directory(settings.home / "logs"))
+    return Workshop(settings, console, logs_of_call(settings.home))
 
 
 def fetch_tree(
@@ -71,7 +71,7 @@ def build_artifact(
     """Fetch, check, build (or look up), as the first three of `total` steps of a verb; the tree and its build."""
     from kwdb_build.upgrade.workshop import require_missing_nothing, summary
 
-    workshop.options()  # a wrong one is said before anything is fetched
+    workshop.require_sound()
     tree = fetch_tree(workshop, console, settings, ref, (1, total), options)
     with console.step(2, total, "check the compilation dependencies"):
         if workshop.look_up(tree) is not None:

@@ -40,7 +40,7 @@ def check(
 
     settings = opened(console, settings, options)
     workshop = make_workshop(console, settings)
-    workshop.options()  # what is wrong with options and selectors is said before anything is fetched or made
+    workshop.require_sound()  # what is wrong with options and selectors is said before anything is fetched or made
     deployment, unknown = running_server(Selector(pid=pid, store=store, listen=listen))
     tree = fetch_tree(workshop, console, settings, ref, (1, 3), options)
     with console.step(2, 3, "check the build image"):

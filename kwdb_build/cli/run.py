@@ -71,11 +71,13 @@ def upgrade(console: Console, settings: Settings, *, ref: str, dry_run: bool, ye
     from kwdb_build.cli.bundle import opened
     from kwdb_build.errors import KwdbBuildError, RefusedError
     from kwdb_build.upgrade import session
+    from kwdb_build.upgrade.workshop import Workshop
 
     if not yes and not sys.stdin.isatty():
         raise RefusedError("an upgrade restarts a server and nobody is here to confirm it",
                            hint="pass -y, or look at the plan first with -n")
     settings = opened(console, settings, options)
+    Workshop(settings, console, settings.home / "logs").require_sound()
     try:
         result = session.upgrade(_request(settings, ref, options, keep=True), settings, console, assume_yes=yes)
     except KwdbBuildError:
@@ -103,8 +105,10 @@ def plan(console: Console, settings: Settings, *, ref: str, **options: Any) -> i
 def _plan(console: Console, settings: Settings, ref: str, options: dict[str, Any]) -> int:
     from kwdb_build.cli.bundle import opened
     from kwdb_build.upgrade.plan import make_plan
+    from kwdb_build.upgrade.workshop import Workshop
 
     settings = opened(console, settings, options, unpack=False)
+    Workshop(settings, console, settings.home / "logs").require_sound()
     request = _request(settings, ref, options, keep=False)
     made = make_plan(request, settings)
     if console.as_json:

@@ -187,11 +187,11 @@ def _of_build(settings: Settings, key: str) -> SourceTree | None:
 
 
 def _gathered(console: Console, settings: Settings, ref: str, options: Mapping[str, Any]) -> SourceTree:
-    from kwdb_build.files import private_directory
+    from kwdb_build.cli.calllogs import logs_of_call
     from kwdb_build.upgrade.workshop import Workshop, fetched
 
     ref, choice = chosen(settings, ref, options)
-    workshop = Workshop(settings, console, private_directory(settings.home / "logs"))
+    workshop = Workshop(settings, console, logs_of_call(settings.home))
     with console.step(1, 1, f"fetch {ref}"):
         tree: SourceTree = workshop.fetch(ref, url=settings.url, redirects=settings.redirect, choice=choice)
         console.update(fetched(tree))

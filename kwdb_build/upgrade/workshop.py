@@ -6,7 +6,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from kwdb_build.build.store import ArtifactStore
-from kwdb_build.errors import ArtifactError, DependencyError
+from kwdb_build.errors import ArtifactError, DependencyError, UsageError
+from kwdb_build.files import human_bytes, private_directory
 from kwdb_build.model import BuildOptions, Verdict
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from kwdb_build.model import Artifact, CheckResult, SourceTree, Toolchain
     from kwdb_build.source.fetch import SourceRequest
     from kwdb_build.source.gather import SourceChoice
+
+_LEAST_MEMORY_BYTES = 16 << 20
+_LEAST_CACHE_BYTES = 16 << 20
+_LEAST_CPUS = 0.01
+"""What the kernel's control groups can give."""
 
 
 class Workshop:
@@ -44,7 +50,7 @@ class Workshop:
 
     def log(self, name: str) -> Path:
         """Log file of one piece of work."""
-        return self._logs / f"{name}.log"
+        return private_directory(self._logs) / f"{name}.log"
 
     def fetch(
         self, ref: str, *, url: str, redirects: tuple[str, ...], choice: SourceChoice | None = None
@@ -116,8 +122,36 @@ class Workshop:
             cmake_variables=recipe.asan(cmake) if self._settings.asan else cmake,
         )
         recipe.check_options(options)
+        _check_asan(options.make_variables, cmake if self._settings.asan else ())
         recipe.parse_size(self._settings.memory)
         return options
+
+    def require_sound(self) -> None:
+        """UsageError for a setting that no build could be made with, before anything is fetched or made for it."""
+        from kwdb_build.build.recipe import parse_size
+        from kwdb_build.build.signing import parse_signer
+        from kwdb_build.toolchain import load
+
+        settings = self._settings
+        self.options()
+        if 0 < (memory := parse_size(settings.memory)) < _LEAST_MEMORY_BYTES:
+            raise UsageError(
+                f"no compiler runs within {human_bytes(memory)} of memory (--memory {settings.memory})",
+                hint="KWDB needs up to 0.9 GB for each C++ compiler, and 2 GB for Go's link: such as --memory 8g",
+            )
+        if 0 < parse_size(settings.cache_size) < _LEAST_CACHE_BYTES:
+            raise UsageError(
+                f"a cache of {settings.cache_size} keeps nothing (cache_size)",
+                hint="at least 16m, such as 10g; --no-cache goes without",
+            )
+        if 0 < settings.cpus < _LEAST_CPUS:
+            raise UsageError(
+                f"a build cannot run on {settings.cpus:g} processors (--cpus)", hint="at least 0.01, or 0: all"
+            )
+        if settings.sign:
+            parse_signer(settings.sign, passphrase_file=settings.sign_passphrase_file)
+        if settings.toolchain:
+            load.find(settings.toolchain, search=load.toolchains_root())
 
     def find(self, tree: SourceTree) -> Artifact | None:
         """The stored build of this tree, if there is one."""
@@ -180,6 +214,15 @@ class Workshop:
         if signer.kind not in signature_kinds(artifact):
             path = sign_build(self.store, artifact, signer)
             self._console.note(f"  signed: {path}")
+
+
+def _check_asan(make: tuple[tuple[str, str], ...], beside_asan: tuple[tuple[str, str], ...]) -> None:
+    """UsageError for the sanitizer's switch by another way than --asan, which runs the result with what it needs."""
+    if any(name == "WITH_ASAN" for name, _ in make):
+        raise UsageError("make variable 'WITH_ASAN' cannot be set", hint="--asan builds with the address sanitizer")
+    for name, value in beside_asan:
+        if name == "WITH_ASAN" and value != "ON":
+            raise UsageError(f"--asan and --cmake-var WITH_ASAN={value} contradict each other", hint="leave one out")
 
 
 def source_request(settings: Settings, ref: str, *, url: str, redirects: tuple[str, ...]) -> SourceRequest:

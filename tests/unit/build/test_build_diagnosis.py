@@ -348,6 +348,13 @@ def test_the_first_test_that_failed_and_what_it_said(log: str, begins: str, hold
     assert lacks not in error, error
 
 
+def test_a_test_that_does_not_compile_is_a_compilers_error() -> None:
+    log = "# gitee.com/kwbasedb/kwbase/pkg/sql\npkg/sql/x_test.go:3:1: undefined: y\nFAIL\tgitee.com/kwbasedb/kwbase/pkg/sql"
+    log += " [build failed]\nFAIL\nmake[1]: *** [Makefile:60: test] Error 1\n"
+    assert first_failed_test(log.splitlines()) == ""
+    assert "undefined: y" in first_error(log.splitlines())
+
+
 def test_tests_that_pass_have_no_failure() -> None:
     assert first_failed_test(GO_TEST.splitlines()[:1] + CTEST.splitlines()[:2]) == ""
 
