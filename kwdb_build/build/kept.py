@@ -59,8 +59,9 @@ class Manifest:
 def take(root: Path, digest: str, gopath: Path, *, uid: int, gid: int, newer_than: int, progress: Progress) -> bool:
     """Copy what is kept under digest into a working copy, owned by uid:gid; False when there is nothing (sound).
 
-    Every file gets one time, now and not before newer_than (unix seconds: that of the sources): to make and to KWDB's
-    `uptodate` all of it is up to date.
+    All that was built gets one time, now and after newer_than (unix seconds: that of the sources), and what was made
+    in the source gets that of the sources. So all of it is up to date to make, to which equal times are, and to KWDB's
+    `uptodate`, to which they are not.
     """
     entry = root / digest
     if not (entry / _MANIFEST).is_file():
@@ -79,8 +80,9 @@ def take(root: Path, digest: str, gopath: Path, *, uid: int, gid: int, newer_tha
         for path in (entry, *(gopath / place for place in places)):
             _remove(path)
         return False
-    when = max(int(time.time()), newer_than)
+    built = max(int(time.time()), newer_than + 1)
     for name in (*(record.path for record in manifest.files), *manifest.directories):
+        when = built if f"{name}/".startswith(tuple(f"{place}/" for place in _BUILT)) else newer_than
         os.chown(gopath / name, uid, gid, follow_symlinks=False)
         os.utime(gopath / name, (when, when), follow_symlinks=False)
     with contextlib.suppress(FileNotFoundError):
