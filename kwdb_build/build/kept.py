@@ -13,7 +13,6 @@ Not below the directory that is mounted for builds: no build can change what ano
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import shutil
 import stat
@@ -42,6 +41,7 @@ _CONFIGURE = "*/configure"
 """Below DEPENDENCIES: autoconf makes it in the source, and one that is newer than what it made has that made anew."""
 _FILES, _MANIFEST = "files", "manifest.json"
 _NEW = ".new-"
+_CHUNK = 1 << 20
 _SHORTEST_NAME = 7
 """Of a commit, as git abbreviates."""
 
@@ -177,7 +177,8 @@ def _unfit(place: Path, tree: SourceTree) -> str:
             return ""
         if not stat.S_ISREG(mode):
             return f"{path.name} is no regular file"
-        return next((f"{path.name} holds the {what} of this commit" for what, mark in marks if _holds(path, mark)), "")
+        what = _held(path, marks)
+        return f"{path.name} holds the {what} of this commit" if what else ""
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return next(filter(None, pool.map(reason, [place, *sorted(walk_all(place))])), "")
@@ -194,9 +195,15 @@ def marks_of(tree: SourceTree) -> tuple[tuple[str, bytes], ...]:
     )
 
 
-def _holds(path: Path, mark: bytes) -> bool:
+def _held(path: Path, marks: tuple[tuple[str, bytes], ...]) -> str:
+    """What the first mark stands for that is in a file, '' for none. A library can be larger than memory is free."""
+    overlap = max(len(mark) for _, mark in marks) - 1
+    last = b""
     with path.open("rb") as stream:
-        if not os.fstat(stream.fileno()).st_size:
-            return False
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(mark) >= 0
+        while chunk := stream.read(_CHUNK):
+            content = last + chunk
+            for what, mark in marks:
+                if mark in content:
+                    return what
+            last = content[-overlap:]
+    return ""

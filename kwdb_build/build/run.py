@@ -102,8 +102,14 @@ class Run:
 
     def leave(self) -> None:
         """Keep for other builds what they may have of this one, which succeeded. The working copy is done with."""
-        if self._lasting:
+        if not self._lasting:
+            return
+        try:
             kept.keep(self._kept, self._dependencies, self.gopath, self._bench.tree, self._bench.progress)
+        except OSError as error:  # the build is stored: it must not fail for what only spares the next one time
+            self._bench.progress.note(
+                f"the libraries that came with this source are not kept for the next build: {error}"
+            )
 
     @property
     def _kept(self) -> Path:

@@ -146,7 +146,7 @@ def test_what_shows_its_commit_serves_no_other_one(
     tmp_path: Path, tree: SourceTree, content: bytes, said: str
 ) -> None:
     notes = Notes()
-    gopath = built(tmp_path / "first", native__rocksdb__version=b"\0" * 5000 + content)
+    gopath = built(tmp_path / "first", native__rocksdb__version=b"\0" * ((1 << 20) - 4) + content)
     kept.keep(tmp_path / "kept", DIGEST, gopath, tree, notes)
     assert [f"version holds the {said} of this commit" in note for note in notes.notes] == [True]
     assert not (tmp_path / "kept").exists()
