@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -158,6 +159,24 @@ def test_what_is_no_file_is_not_kept(tmp_path: Path, tree: SourceTree) -> None:
     os.mkfifo(gopath / "native/pipe")
     kept.keep(tmp_path / "kept", DIGEST, gopath, tree, notes)
     assert ["pipe is no regular file" in note for note in notes.notes] == [True]
+
+
+def test_a_process_that_is_killed_while_it_keeps_leaves_nothing_half(tmp_path: Path, tree: SourceTree) -> None:
+    root, gopath = tmp_path / "kept", built(tmp_path / "first")
+    read_end, write_end = os.pipe()
+    if not (child := os.fork()):
+        kept.manifest_of = lambda _: (os.write(write_end, b"x"), signal.pause())  # type: ignore[assignment]
+        kept.keep(root, DIGEST, gopath, tree, Progress())
+        os._exit(1)
+    assert os.read(read_end, 1) == b"x"
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert [path.name.startswith(".new-") for path in root.iterdir() if path.is_dir()] == [True]
+    assert not take(root, fresh(tmp_path / "second"), Notes())
+    assert kept.prune(root, 0) == 0
+    kept.keep(root, DIGEST, built(tmp_path / "third"), tree, Progress())
+    assert sorted(path.name for path in root.iterdir() if path.is_dir()) == [DIGEST]
+    assert take(root, fresh(tmp_path / "fourth"), Notes())
 
 
 def test_links_lead_nowhere(root: Path, tree: SourceTree, tmp_path: Path) -> None:
