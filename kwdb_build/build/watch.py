@@ -97,9 +97,10 @@ class Watch:
 
     def _show(self, step: Step) -> None:
         left = self._pace.left_s(time.monotonic() - self._began)
+        # The time first: a narrow terminal cuts the end off.
         ahead = f"about {_minutes(left)} left" if left is not None else ""
         self._progress.update(
-            "  ".join(filter(None, [step.text, ahead, self._aside])), done=step.done or None, total=step.total or None
+            "  ".join(filter(None, [ahead, step.text, self._aside])), done=step.done or None, total=step.total or None
         )
 
     def cache_use(self) -> CacheUse:

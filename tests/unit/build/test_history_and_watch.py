@@ -144,7 +144,7 @@ def test_a_person_sees_target_time_left_cache_and_memory(tmp_path: Path) -> None
     texts = Texts()
     watch = Watch(tmp_path, texts, past)
     watch.line("[ 57%] Building CXX object kwdbts2/CMakeFiles/kwdbts2.dir/src/engine.cpp.o")
-    assert texts.texts == ["compiling engine.cpp (kwdbts2)  about 1:30 left  cache 2/3  1.0 GiB"]
+    assert texts.texts == ["about 1:30 left  compiling engine.cpp (kwdbts2)  cache 2/3  1.0 GiB"]
     assert watch.memory_bytes == 2 << 30
     assert watch.marks.keys() == {"compile:5"}
     watch.line("gitee.com/kwbasedb/kwbase/pkg/sql")
