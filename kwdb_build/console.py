@@ -72,8 +72,8 @@ class Console(Progress):
 
     @property
     def live(self) -> bool:
-        """Whether a person watches."""
-        return self._err.is_terminal
+        """Whether a person watches a terminal that a line can be drawn anew on."""
+        return self._err.is_terminal and not self._err.is_dumb_terminal
 
     def note(self, text: str, *, style: str = "") -> None:
         """One line for people."""

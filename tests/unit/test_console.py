@@ -61,6 +61,13 @@ def on_a_terminal(code: str, *, columns: int, answer: bytes = b"", **environment
     return seen.decode("utf-8", "replace")
 
 
+def test_a_terminal_that_cannot_redraw_a_line_gets_lines_as_a_file_does() -> None:
+    code = "from kwdb_build import console; console.HEARTBEAT_S = 0.1\n" + SHOW
+    shown = on_a_terminal(code, columns=80, TERM="dumb")
+    assert "[1/2] build ..." in shown
+    assert "[1/2] build: compiling engine.cpp  45 % (0 s)" in shown
+
+
 def test_off_a_terminal_there_are_plain_whole_lines() -> None:
     done = piped(SHOW, LC_ALL="C.UTF-8")
     assert (done.returncode, done.stdout) == (0, b"")
