@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -176,6 +177,21 @@ def require_space(path: Path, needed: int, purpose: str) -> None:
             f"on the file system of {path}",
             hint="free space there, or choose another place with --home",
         )
+
+
+@contextlib.contextmanager
+def full_disk_said(place: Path, doing: str, *, log: Path | None = None) -> Iterator[None]:
+    """Turn a full disk that our own writing meets into the error for it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise SpaceError(
+            f"the file system of {place} became full while {doing}", context=str(error), log=log,
+            hint="free space there (`df -h`; `df -i` when too many files are it), or choose another place with --home, "
+            "and run it again",
+        ) from error
 
 
 def human_bytes(size: float) -> str:

@@ -26,7 +26,6 @@ from kwdb_build.build.inspection import architecture_of, inspect, require, this_
 from kwdb_build.build.store import BESIDE, DIRECTORIES, MANIFEST, PROVENANCE, SBOM, parse_manifest
 from kwdb_build.errors import AccessError, ArtifactError, LockedError, SpaceError, UsageError
 from kwdb_build.files import fsync_directory, human_bytes, require_file, require_space, write_atomic
-from kwdb_build.scratch import scratch_directory
 
 if sys.version_info >= (3, 14):
     from compression.zstd import CompressionParameter as _Parameter
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
 SUFFIX = ".tar.zst"
 README = "README.txt"
 _OPTIONS: dict[int, int] = {_Parameter.compression_level: 10, _Parameter.checksum_flag: 1}
-_IMPORTING = ".importing-"
 _MOST_BYTES = {MANIFEST: 4 << 20, PROVENANCE: 4 << 20, SBOM: 16 << 20}
 """Ten times what KWDB's take. As objects in memory they are a hundred times larger, on a machine with a database."""
 _SMALL_BYTES = 64 << 10
@@ -212,8 +210,7 @@ def import_archive(
     """
     if not path.is_file():
         raise UsageError(f"there is no file {path}")
-    store.root.mkdir(parents=True, exist_ok=True)
-    with scratch_directory(store.root, _IMPORTING) as temporary:
+    with store.scratch(f"importing {path.name}") as temporary:
         with _explained_damage(path, store.root), path.open("rb") as stream, _zstd_open(stream, "rb") as packed:
             limited = _Limited(packed)
             with tarfile.open(fileobj=limited, mode="r|", encoding="utf-8") as tar:

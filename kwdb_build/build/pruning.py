@@ -89,7 +89,8 @@ def _why(wanted: Wanted, *, age: float, total: int) -> str:
 
 
 def execute(store: ArtifactStore, decisions: Sequence[Decision]) -> tuple[Decision, ...]:
-    """Remove what was decided; what some process uses at this moment stays, and says so."""
+    """Remove what was decided, and what killed processes left; what some process uses now stays, and says so."""
+    store.tidy()
     done = []
     for decision in decisions:
         if decision.remove and not store.remove(decision.artifact):

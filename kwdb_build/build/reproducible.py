@@ -42,6 +42,7 @@ def verify(artifact: Artifact, bench: Bench, *, began: float) -> Comparison:
     """
     other = conditions.unlike(bench.jobs, as_root=os.geteuid() == 0)
     usual_uid, _ = build_identity()
+    bench.tidy()
     require_space(bench.work_dir, bench.recipe.needed_bytes(0), "second build")
     now = time.time()
     with bench.run(other, cold=True) as run:

@@ -16,10 +16,9 @@ from kwdb_build.build import caches, conditions, provenance, remote, sbom
 from kwdb_build.build import recipe as recipes
 from kwdb_build.build.key import build_key
 from kwdb_build.build.run import NAME, Run
-from kwdb_build.files import require_space, tree_bytes
+from kwdb_build.files import full_disk_said, require_space, tree_bytes
 from kwdb_build.model import to_json
-from kwdb_build.scratch import scratch_directory
-from kwdb_build.source.inspect import full_disk_said
+from kwdb_build.scratch import clean_leftovers, gate, scratch_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -187,9 +186,17 @@ class Bench:
         return self.options.jobs or (self.settings.jobs if self.settings else 0) or allowed
 
     def require_room(self, store: ArtifactStore) -> None:
-        """SpaceError when the copy, its objects or the result would not fit."""
+        """SpaceError when the copy, its objects or the result would not fit, whatever killed builds left of theirs."""
+        self.tidy()
+        store.tidy()
         require_space(self.work_dir, self.recipe.needed_bytes(tree_bytes(self.tree.path)), "build")
         require_space(store.root, _STORE_BYTES, "finished build")
+
+    def tidy(self) -> None:
+        """Remove what killed builds left: the container, which goes on writing to copy and caches, then the copy."""
+        self.engine.remove_leftovers(NAME)
+        with gate(self.work_dir):
+            clean_leftovers(self.work_dir, _PREFIX)
 
     @contextlib.contextmanager
     def run(self, surroundings: Conditions = conditions.USUAL, *, cold: bool = False) -> Iterator[Run]:
@@ -199,7 +206,7 @@ class Bench:
         was asked for.
         """
         uid, gid = surroundings.identity or build_identity()
-        self.engine.remove_leftovers(NAME)  # a killed build's container goes on writing to its copy and to the caches
+        self.tidy()
         with (
             full_disk_said(self.work_dir, f"building {self.tree.version}", log=self.log),
             scratch_directory(self.work_dir, _PREFIX) as scratch,

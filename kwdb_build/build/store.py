@@ -25,6 +25,7 @@ from kwdb_build.files import (
     check_manifest,
     copy_file,
     fsync_directory,
+    full_disk_said,
     manifest_of,
     read_json,
     require_space,
@@ -208,9 +209,8 @@ class ArtifactStore:
         lie beside (name -> content) from the files as they are stored.
         Errors: BuildError for something in staged that is no regular file or inner symlink; SpaceError.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        require_space(self.root, _size_of(staged), "finished build")
-        with scratch_directory(self.root, _TEMPORARY) as temporary:
+        with self.scratch("storing the build") as temporary:
+            require_space(self.root, _size_of(staged), "finished build")
             for name in DIRECTORIES:
                 _copy_tree(staged / name, temporary / name)
             files = manifest_of(temporary)
@@ -236,6 +236,24 @@ class ArtifactStore:
             raise ArtifactError(f"the build {key.short} was removed right after it was stored", hint="build it again")
         return artifact
 
+    @contextlib.contextmanager
+    def scratch(self, doing: str) -> Iterator[Path]:
+        """A directory on the store's file system that vanishes at the end unless it is published.
+
+        What killed processes left of theirs goes before. SpaceError when the file system becomes full meanwhile.
+        """
+        with full_disk_said(self.root, doing):
+            self.root.mkdir(parents=True, exist_ok=True)
+            with scratch_directory(self.root, _TEMPORARY) as temporary:
+                yield temporary
+
+    def tidy(self) -> None:
+        """Remove what killed processes left half made or half removed."""
+        if self.root.is_dir():
+            with gate(self.root):
+                clean_leftovers(self.root, _TEMPORARY)
+                clean_leftovers(self.root, _PRUNING)
+
     def publish(self, temporary: Path, key: BuildKey, files: Iterable[FileRecord]) -> Artifact:
         """Make a complete directory below root visible under its key, unless that key is there already."""
         share_blocks(temporary, files, self._contents())
@@ -252,36 +270,31 @@ class ArtifactStore:
 
     def attach(self, artifact: Artifact, name: str, content: bytes) -> None:
         """Add (or replace) one document beside the files of a stored build; readers see the old or the new one."""
-        temporary = self.root / f".attaching-{artifact.key.short}-{os.getpid()}"
-        try:
-            write_atomic(temporary, content, mode=0o444)
+        with self.scratch(f"adding {name} to {artifact.key.short}") as temporary:
+            write_atomic(temporary / name, content, mode=0o444)
             with gate(self.root):
                 artifact.path.chmod(0o755)
                 try:
-                    temporary.rename(artifact.path / name)
+                    (temporary / name).rename(artifact.path / name)
                 finally:
                     artifact.path.chmod(0o555)
-        finally:
-            temporary.unlink(missing_ok=True)
-        fsync_directory(artifact.path)
+            fsync_directory(artifact.path)
 
     def remove(self, artifact: Artifact) -> bool:
         """Remove a stored build; False when some process uses it."""
-        with gate(self.root):
-            clean_leftovers(self.root, _PRUNING)
-            with contextlib.suppress(FileNotFoundError):
-                fd = os.open(artifact.path, os.O_RDONLY | os.O_DIRECTORY)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return False
-                else:
-                    gone = self.root / f"{_PRUNING}{artifact.key.digest}-{os.getpid()}"
-                    artifact.path.rename(gone)
-                    fsync_directory(self.root)
-                    remove_tree(gone)
-                finally:
-                    os.close(fd)
+        with gate(self.root), contextlib.suppress(FileNotFoundError):
+            fd = os.open(artifact.path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            else:
+                gone = self.root / f"{_PRUNING}{artifact.key.digest}-{os.getpid()}"
+                artifact.path.rename(gone)
+                fsync_directory(self.root)
+                remove_tree(gone)
+            finally:
+                os.close(fd)
         return True
 
     def _hold(self, directory: Path) -> bool:

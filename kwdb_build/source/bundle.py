@@ -24,11 +24,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from kwdb_build import command
 from kwdb_build.errors import BundleError, UsageError
-from kwdb_build.files import fsync_directory, human_bytes, require_file, require_space, sha256_of
+from kwdb_build.files import fsync_directory, full_disk_said, human_bytes, require_file, require_space, sha256_of
 from kwdb_build.model import SOURCE_SUFFIX, Patch, SourceTree, to_json
 from kwdb_build.scratch import scratch_directory
 from kwdb_build.source.client import GitClient
-from kwdb_build.source.inspect import full_disk_said
 from kwdb_build.source.packing import PackedRepository, unpack_repositories
 from kwdb_build.source.patches import PatchFile, keep
 from kwdb_build.source.prepared import prepared

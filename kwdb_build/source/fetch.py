@@ -10,11 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from kwdb_build.errors import DependencyError, SourceError, UnknownReferenceError, UnreachableSourceError
-from kwdb_build.files import human_bytes
+from kwdb_build.files import full_disk_said, human_bytes
 from kwdb_build.source.cachelock import LOCK_TIMEOUT_S, hold, set_aside
 from kwdb_build.source.checkout import DEFAULT_SKIP, Checkout, missing_error
 from kwdb_build.source.client import STALL_TIMEOUT_S, GitClient
-from kwdb_build.source.inspect import full_disk_said
 from kwdb_build.source.mirror import Mirror, MissingError
 from kwdb_build.source.profiles import Policy, Profile
 from kwdb_build.source.reference import Redirect, scheme_of, validate_ref, validate_url

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import shutil
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kwdb_build.console import Progress
-from kwdb_build.errors import SourceError, SpaceError
-from kwdb_build.files import require_space, sha256_of, tree_bytes
+from kwdb_build.errors import SourceError
+from kwdb_build.files import full_disk_said, require_space, sha256_of, tree_bytes
 from kwdb_build.model import SOURCE_SUFFIX, SourceTree, Submodule, Version
 from kwdb_build.source.client import GitClient
 from kwdb_build.source.mirror import MARGIN_BYTES
@@ -220,20 +219,6 @@ def copy_tree(
             f"{copied.version} {copied.commit}", hint="something changed the fetched tree meanwhile: run it again",
         )
     return copied
-
-
-@contextlib.contextmanager
-def full_disk_said(place: Path, doing: str, *, log: Path | None = None) -> Iterator[None]:
-    """Turn a full disk that our own writing meets into the error for it."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        raise SpaceError(
-            f"the file system of {place} became full while {doing}", context=str(error), log=log,
-            hint="free space there, or choose another place with --home, and run it again",
-        ) from error
 
 
 def _make_parents(path: Path, uid: int | None, gid: int | None) -> None:

@@ -15,11 +15,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from kwdb_build.errors import SourceError, SubmoduleError, UsageError
-from kwdb_build.files import read_json, require_space, sha256_of, tree_bytes, walk_files, write_json
+from kwdb_build.files import full_disk_said, read_json, require_space, sha256_of, tree_bytes, walk_files, write_json
 from kwdb_build.model import SOURCE_SUFFIX, SourceTree, Submodule, Version
 from kwdb_build.source.archive import is_archive_name, stem, unpack
 from kwdb_build.source.client import GitClient
-from kwdb_build.source.inspect import content_digest, full_disk_said, holds_store
+from kwdb_build.source.inspect import content_digest, holds_store
 from kwdb_build.source.mirror import MARGIN_BYTES
 from kwdb_build.source.prepared import (
     copy_plain,

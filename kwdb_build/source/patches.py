@@ -14,10 +14,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from kwdb_build.errors import PatchError, SpaceError, UsageError
-from kwdb_build.files import write_atomic
+from kwdb_build.files import full_disk_said, write_atomic
 from kwdb_build.model import SOURCE_SUFFIX, Patch, SourceTree
 from kwdb_build.source.client import GitClient
-from kwdb_build.source.inspect import content_digest, copy_tree, full_disk_said
+from kwdb_build.source.inspect import content_digest, copy_tree
 from kwdb_build.source.prepared import digest_name, links_out, prepared, printable, stage_everything
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from kwdb_build.errors import DirtySourceError, SourceError, SubmoduleError, UsageError
-from kwdb_build.files import require_space
+from kwdb_build.files import full_disk_said, require_space
 from kwdb_build.model import SOURCE_SUFFIX, SourceTree, Submodule, Version
 from kwdb_build.source.cachelock import LOCK_TIMEOUT_S, hold
 from kwdb_build.source.client import GitClient
-from kwdb_build.source.inspect import content_digest, full_disk_said, read_version
+from kwdb_build.source.inspect import content_digest, read_version
 from kwdb_build.source.mirror import MARGIN_BYTES
 from kwdb_build.source.prepared import copy_plain, digest_name, links_out, prepared, printable, raw_attributes
 from kwdb_build.source.reference import redact

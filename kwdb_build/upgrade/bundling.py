@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 from kwdb_build import __version__
 from kwdb_build.errors import BundleError, UsageError
-from kwdb_build.files import require_space
+from kwdb_build.files import full_disk_said, require_space
 from kwdb_build.scratch import scratch_directory
 from kwdb_build.source import bundle, packing, patches
 from kwdb_build.source.client import GitClient
-from kwdb_build.source.inspect import full_disk_said
 from kwdb_build.toolchain.exchange import IMAGE_FILE
 
 if TYPE_CHECKING:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import platform
 import re
+import signal
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +18,9 @@ from kwdb_build.build.caches import DIRECTORY, place_of
 from kwdb_build.engine.docker import LABEL, DockerEngine
 from kwdb_build.errors import ExitCode
 from kwdb_build.model import Artifact, Toolchain
+from kwdb_build.scratch import gate
 from tests.conftest import missing
-from tests.integration.tool import Tool, clean_environment
+from tests.integration.tool import Tool, call, clean_environment
 from tests.minikwdb.repositories import MiniRepositories
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -96,6 +99,57 @@ def test_a_disk_that_becomes_full_in_the_middle(warm_in: Callable[[Path], Tool],
     filler.unlink()
     again = tool("build", "V1.0.0", timeout_s=600)
     assert again.code == 0, "what was left of the failed build harms the next one\n" + again.err
+
+
+@pytest.mark.slow
+def test_a_store_without_room_and_a_kill_9_while_the_build_is_stored(
+    warm_in: Callable[[Path], Tool], tmp_path: Path, mini_build: Callable[[str], Artifact]
+) -> None:
+    tool = warm_in(tmp_path / "home")
+    artifacts = tool.home / "artifacts"
+    artifacts.mkdir(mode=0o700)
+    mounted = subprocess.run(
+        # Bytes enough for every check before, names for half of the files.
+        ["mount", "-t", "tmpfs", "-o", "size=600m,nr_inodes=7,mode=700", "tmpfs", str(artifacts)], check=False,
+        capture_output=True, text=True,
+    )
+    if mounted.returncode != 0:
+        missing(f"the right to mount a tmpfs ({mounted.stderr.strip()})")
+    try:
+        answer = tool("build", "V1.1.0", timeout_s=600)
+        assert answer.code == ExitCode.SPACE, answer.err
+        assert f"the file system of {artifacts} became full while storing the build" in answer.err
+        assert "df -i" in answer.err
+        assert [path.name for path in artifacts.iterdir()] == [".gate"]
+        assert left(tool.home) == []
+
+        subprocess.run(["mount", "-o", "remount,nr_inodes=100", str(artifacts)], check=True)
+        process = tool.begin("build", "V1.1.0")
+        while not (found := list(artifacts.glob(".adding-*"))):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.0005)
+        process.send_signal(signal.SIGSTOP)
+        [temporary] = found
+        with gate(artifacts):  # which it takes for the rename that makes the build visible
+            process.send_signal(signal.SIGCONT)
+            while stat.S_IMODE(temporary.stat().st_mode) != 0o555:
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.01)
+            process.kill()
+            process.communicate()
+        assert sorted(path.name for path in artifacts.iterdir()) == sorted([temporary.name, ".gate"])
+
+        again = tool("build", "V1.1.0", "--json", timeout_s=600)
+        assert again.code == 0, again.err
+        got = {entry["path"]: entry["sha256"] for entry in again.json["artifact"]["files"]}
+        assert got == {record.path: record.sha256 for record in mini_build("V1.1.0").files}
+        digest = again.json["artifact"]["key"]["digest"]
+        assert sorted(path.name for path in artifacts.iterdir()) == sorted([digest, ".gate"])
+        assert left(tool.home) == [digest]
+        verified = call("artifact", "verify", "V1.1.0", "--home", str(tool.home))
+        assert verified.code == 0, verified.err
+    finally:
+        subprocess.run(["umount", "--lazy", str(artifacts)], check=True)
 
 
 @pytest.mark.slow

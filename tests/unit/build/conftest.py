@@ -10,6 +10,7 @@ import pytest
 from kwdb_build.build.store import ArtifactStore
 from kwdb_build.model import Artifact
 from tests.unit.build.artifactbox import add_build
+from tests.unit.build.disks import Mount, mounting
 
 
 @pytest.fixture
@@ -24,3 +25,10 @@ def store(tmp_path: Path) -> Iterator[ArtifactStore]:
 def artifact(store: ArtifactStore, tmp_path: Path) -> Artifact:
     """A build in it, with provenance and bill of materials."""
     return add_build(store, tmp_path)
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """Mounts small file systems."""
+    with mounting(tmp_path) as made:
+        yield made

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kwdb_build.build.recipe import recipe_for
 from kwdb_build.build.runner import build
 from kwdb_build.build.store import ArtifactStore
 from kwdb_build.config import Settings
 from kwdb_build.console import Progress
 from kwdb_build.engine.base import EngineInfo, RunResult, RunSpec
 from kwdb_build.errors import ArtifactError, BuildError, EngineError, SpaceError
+from kwdb_build.files import free_bytes
 from kwdb_build.model import BuildOptions, SourceTree, Toolchain
 from kwdb_build.source.inspect import read_tree
+from tests.unit.build.disks import Mount
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -273,3 +276,23 @@ def test_too_little_space_is_said_before_anything_is_copied(
         call(engine)
     assert engine.specs == []
     assert left_in_work(tmp_path) == []
+
+
+def test_what_killed_builds_left_is_no_reason_to_refuse_the_next(
+    call: Callable[..., Any], tmp_path: Path, mount: Mount, tree: SourceTree
+) -> None:
+    place = mount(image_mb=1100)
+    for name in ("work", "store"):
+        (place / name).mkdir()
+        (tmp_path / name).symlink_to(place / name)
+    left = [place / "work/build-of-a-killed-one", place / "store/.adding-by-a-killed-one", place / "store/.pruning-x"]
+    for directory in left:
+        (directory / "lib").mkdir(parents=True)
+        with (directory / "lib/libkwdbts2.so").open("wb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, 200 << 20)
+        (directory / "lib").chmod(0o555)
+    needed = recipe_for(tree.version).needed_bytes(0)
+    assert free_bytes(place) < needed < free_bytes(place) + 3 * (200 << 20)
+    artifact = call(StandIn(install=complete()))
+    assert artifact.kwbase.is_file()
+    assert [directory for directory in left if directory.exists()] == []
