@@ -9,6 +9,7 @@ ccache does not sign what it stores.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -146,7 +147,9 @@ class _Passage:
                 server = stack.enter_context(socket.create_connection(self._target, _TIMEOUT_S))
                 refused = [_WORDS[command[0]] for command in self._first if not _said(server, command)]
             except OSError as error:
-                self._do_without(f"{where} does not answer ({error})")
+                # Too many open files here say nothing about the cache: this one compiler goes without it.
+                if error.errno not in {errno.EMFILE, errno.ENFILE}:
+                    self._do_without(f"{where} does not answer ({error})")
                 return
             if refused:
                 self._do_without(f"{where} does not take {refused[0]}")

@@ -13,6 +13,7 @@ import pytest
 from kwdb_build.engine.docker import DockerEngine
 from kwdb_build.model import Artifact
 from tests.integration.enginebox import tiny_image
+from tests.integration.redisbox import running_redis
 from tests.integration.tool import Tool, share_builds
 from tests.minikwdb.instance import Instance
 from tests.minikwdb.repositories import MiniRepositories
@@ -23,6 +24,13 @@ from tests.unit.source.sourcebox import Machine, Upstream
 def engine(engine_address: str) -> Iterator[DockerEngine]:
     """A connection to the engine."""
     with DockerEngine.connect(engine_address) as found:
+        yield found
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[tuple[int, str]]:
+    """A Redis on loopback: port and password."""
+    with running_redis(tmp_path) as found:
         yield found
 
 

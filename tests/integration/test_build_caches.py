@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,7 +23,7 @@ from kwdb_build.engine.base import Mount, RunSpec
 from kwdb_build.engine.docker import DockerEngine
 from kwdb_build.errors import UsageError
 from kwdb_build.model import Artifact, Toolchain
-from tests.conftest import missing
+from tests.integration.redisbox import KEY, redis_client, resp, through
 from tests.integration.tool import Answer, Tool
 from tests.minikwdb.repositories import MiniRepositories
 from tests.ports import free_port
@@ -179,29 +176,6 @@ def test_the_second_build_of_a_key_waits_for_the_first_and_takes_its_result(warm
     assert len(BuildHistory(warm.home / FILE).all()) == 1
 
 
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[tuple[int, str]]:
-    """A real Redis on loopback with a password: port and password."""
-    if shutil.which("redis-server") is None:
-        missing("redis-server")
-    port, password = free_port(), "a secret: word"
-    with (tmp_path / "redis.log").open("wb") as log:
-        server = subprocess.Popen(
-            ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--requirepass", password,
-             "--dir", str(tmp_path)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-        )
-    try:
-        deadline = time.monotonic() + 30
-        while b"Ready to accept connections" not in (tmp_path / "redis.log").read_bytes():
-            assert server.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        yield port, password
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
 class Notes(Progress):
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -254,38 +228,6 @@ def test_machines_share_a_cache_through_redis_although_builds_have_no_network(
         assert int(said("DBSIZE")[1:]) > 0, "in the database of the address"
 
 
-@contextlib.contextmanager
-def redis_client(port: int, password: str) -> Iterator[Callable[..., bytes]]:
-    """Says commands to the Redis itself, with all rights."""
-    with socket.create_connection(("127.0.0.1", port), 30) as connection:
-
-        def say(*words: str) -> bytes:
-            connection.sendall(resp(*words))
-            return connection.recv(1 << 16)
-
-        assert say("AUTH", password) == b"+OK\r\n"
-        yield say
-
-
-def resp(*words: str) -> bytes:
-    """A command as Redis clients send it."""
-    return b"".join([b"*%d\r\n" % len(words), *(b"$%d\r\n%s\r\n" % (len(word), word.encode()) for word in words)])
-
-
-def through(directory: Path, data: bytes) -> bytes:
-    """What a build gets that sends these bytes into the socket it was given, and ends."""
-    answer = b""
-    with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(ConnectionResetError, BrokenPipeError):
-        client.settimeout(30)
-        client.connect(str(directory / "remote" / "redis.sock"))
-        client.sendall(data)
-        client.shutdown(socket.SHUT_WR)
-        while more := client.recv(1 << 16):
-            answer += more
-    return answer
-
-
-KEY = "ccache:0123456789abcdefghijklmnopqrstuv"
 REFUSED = {
     "the password": resp("CONFIG", "GET", "requirepass"), "flush": resp("FLUSHALL"), "lower case": resp("flushall"),
     "other keys": resp("GET", "session:root"), "all keys": resp("KEYS", "*"), "a script": resp("EVAL", "return 1", "0"),

@@ -47,7 +47,7 @@ def add(
         attest()
         return DOCUMENTS
 
-    return store.add(key, staged, version=Version.parse("V3.2.1"), commit="a", built_s=1, attest=documents)
+    return store.add(key, staged, version=Version.parse("V3.2.1"), commit="a" * 40, built_s=1, attest=documents)
 
 
 def names(store: ArtifactStore) -> list[str]:
