@@ -116,12 +116,14 @@ def tree_bytes(root: Path) -> int:
 
 
 def record_of(path: Path, root: Path) -> FileRecord:
-    """Manifest entry of one file or symlink."""
+    """Manifest entry of one file or symlink; what is neither (a pipe, a device) has no sha256."""
     info = path.lstat()
     if stat.S_ISLNK(info.st_mode):
         target = str(path.readlink())
         digest = hashlib.sha256(os.fsencode(target)).hexdigest()
         return FileRecord(path=str(path.relative_to(root)), mode=0o777, size=0, sha256=digest, link=target)
+    if not stat.S_ISREG(info.st_mode):  # never opened: a pipe has no end, and some devices do what they are read for
+        return FileRecord(path=str(path.relative_to(root)), mode=stat.S_IMODE(info.st_mode), size=0, sha256="")
     return FileRecord(
         path=str(path.relative_to(root)), mode=stat.S_IMODE(info.st_mode), size=info.st_size, sha256=sha256_of(path)
     )
@@ -155,6 +157,8 @@ def check_manifest(root: Path, files: Iterable[FileRecord], *, ignore: Iterable[
 
 
 def _difference(wanted: FileRecord, found: FileRecord) -> str:
+    if not found.sha256:
+        return "no file any more, but a pipe, a socket or a device"
     if wanted.sha256 != found.sha256:
         return f"content changed (sha256 {found.sha256[:16]} instead of {wanted.sha256[:16]})"
     return f"mode {found.mode:o} instead of {wanted.mode:o}"

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kwdb_build.build.manifest import FORMAT, parse_manifest
 from kwdb_build.build.sharing import share_blocks
 from kwdb_build.errors import ArtifactError, BuildError, UsageError
 from kwdb_build.files import (
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 MANIFEST = "manifest.json"
-MANIFEST_FORMAT = 1
 PROVENANCE = "provenance.json"
 SBOM = "sbom.cdx.json"
 SIGNATURES = {"ssh": f"{PROVENANCE}.sig", "gpg": f"{PROVENANCE}.asc", "minisign": f"{PROVENANCE}.minisig"}
@@ -53,10 +53,6 @@ _TEMPORARY = ".adding-"
 _PRUNING = ".pruning-"
 _DIGEST_LENGTH = 64
 _SHOWN = 8
-_TEXTS = {"source": ("commit",), "toolchain": ("name", "architecture", "lock"), "options": ("build_type",)}
-"""Of a key's inputs: what readers look into."""
-_LATEST_S = 1 << 33
-"""No archive holds a later time."""
 
 
 class UnknownArtifactError(UsageError):
@@ -127,10 +123,12 @@ class ArtifactStore:
     def hold(self, artifact: Artifact) -> None:
         """As obtain(), for a build that was found before: verified and held, or set aside and ArtifactError."""
         if self.obtain(artifact.key) is None:
-            raise ArtifactError(
-                f"the stored build {artifact.key.short} of {artifact.version} is gone", context=str(artifact.path),
-                hint="it was removed meanwhile: run the same again, it is built anew",
-            )
+            raise _gone(artifact)
+
+    def keep(self, artifact: Artifact) -> None:
+        """Hold a build that was found before against prune, as it is: for who only reads it. ArtifactError: gone."""
+        if not self._hold(artifact.path):
+            raise _gone(artifact)
 
     def verify(self, artifact: Artifact) -> None:
         """Read every file again; ArtifactError names what differs in content or mode, is missing or is too many."""
@@ -163,7 +161,8 @@ class ArtifactStore:
             try:
                 yield _read(path)
             except ArtifactError as error:
-                yield Damaged(path=path, why=f"{error.message}: {error.context}")
+                if path.exists():  # else it was removed meanwhile
+                    yield Damaged(path=path, why=f"{error.message}: {error.context}")
 
     def resolve(self, name: str) -> Artifact:
         """The build that a person means: a key or the beginning of one, a version text, or `latest` (stored last).
@@ -219,7 +218,7 @@ class ArtifactStore:
             write_json(
                 temporary / MANIFEST,
                 {
-                    "format": MANIFEST_FORMAT,
+                    "format": FORMAT,
                     "key": key.digest,
                     "inputs": key.inputs,
                     "version": version.text,
@@ -334,8 +333,18 @@ class ArtifactStore:
 
 
 def stored_at(artifact: Artifact) -> float:
-    """When it came into this store (unix seconds)."""
-    return (artifact.path / MANIFEST).stat().st_mtime
+    """When it came into this store (unix seconds); 0 when it was removed meanwhile."""
+    try:
+        return (artifact.path / MANIFEST).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _gone(artifact: Artifact) -> ArtifactError:
+    return ArtifactError(
+        f"the stored build {artifact.key.short} of {artifact.version} is gone", context=str(artifact.path),
+        hint="it was removed meanwhile: run the same again, it is built anew",
+    )
 
 
 def signature_kinds(artifact: Artifact) -> tuple[str, ...]:
@@ -346,76 +355,6 @@ def signature_kinds(artifact: Artifact) -> tuple[str, ...]:
 def _lines(artifacts: Iterable[Artifact]) -> str:
     rows = [f"{one.key.digest[:16]}  {one.version}" for one in artifacts]
     return "\n".join([*rows[:_SHOWN], *([f"and {len(rows) - _SHOWN} more"] if len(rows) > _SHOWN else [])])
-
-
-def parse_manifest(data: Any, directory: Path) -> Artifact:
-    """A manifest's content as the build that lies in directory; ArtifactError when it makes no sense.
-
-    Version and commit have to be those of the key's inputs: provenance and signature cover the inputs, not these two.
-    """
-    try:
-        key = BuildKey.of(_inputs(data["inputs"]))
-        artifact = Artifact(
-            key=key,
-            path=directory,
-            version=Version.parse(data["version"]),
-            commit=_text(data["commit"]),
-            files=tuple(_record(entry) for entry in data["files"]),
-            built_s=float(data["built_s"]),
-        )
-        _check_details(data.get("details", {}))
-        said, form = data.get("key"), data.get("format")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(
-            f"the stored build in {directory} has no readable manifest", context=f"{type(error).__name__}: {error}",
-            hint="remove that directory and build again",
-        ) from error
-    others = {
-        "key": (said, key.digest), "format": (form, MANIFEST_FORMAT),
-        "version": (artifact.version.text, key.inputs.get("version", artifact.version.text)),
-        "commit": (artifact.commit, key.inputs.get("source", {}).get("commit", artifact.commit)),
-    }
-    if wrong := [f"its {name} is {has!r}, not {wanted!r}" for name, (has, wanted) in others.items() if has != wanted]:
-        raise ArtifactError(
-            f"the manifest in {directory} belongs to another build", context="; ".join(wrong),
-            hint="remove that directory and build again",
-        )
-    return artifact
-
-
-def _text(data: Any) -> str:
-    if not isinstance(data, str):
-        msg = f"no text: {data!r}"
-        raise TypeError(msg)
-    return data
-
-
-def _inputs(data: Any) -> dict[str, Any]:
-    """The inputs of a key; TypeError when a part that readers look into is of another kind."""
-    if not isinstance(data, dict) or not all(isinstance(data.get(name, {}), dict) for name in _TEXTS):
-        msg = "the inputs of its key are no objects"
-        raise TypeError(msg)
-    for part, names in _TEXTS.items():
-        for name in names:
-            _text(data.get(part, {}).get(name, ""))
-    return data
-
-
-def _record(entry: Any) -> FileRecord:
-    record = FileRecord(**entry)
-    for word in (record.path, record.sha256, record.link):
-        _text(word)
-    if type(record.mode) is not int or type(record.size) is not int:
-        msg = f"no numbers: {entry!r}"
-        raise TypeError(msg)
-    return record
-
-
-def _check_details(details: Any) -> None:
-    moment = details.get("source_time", 0)
-    if type(moment) is not int or not 0 <= moment < _LATEST_S:
-        msg = f"no time of a source: {moment!r}"
-        raise ValueError(msg)
 
 
 def _read(directory: Path) -> Artifact:

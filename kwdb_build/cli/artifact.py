@@ -70,7 +70,7 @@ def artifact_list(console: Console, settings: Settings) -> int:
 
     store = _store(settings)
     found, damaged = sorted(store.list(), key=stored_at), store.damaged()
-    facts = [_facts(one) for one in found]
+    facts = [fact for fact in map(_facts, found) if fact["stored_at"]]  # else removed meanwhile
     if console.as_json:
         console.data({"artifacts": facts, "damaged": damaged})
         return 0
@@ -100,6 +100,7 @@ def artifact_show(console: Console, settings: Settings, *, key: str) -> int:
 
     store = _store(settings)
     one = store.resolve(key)
+    store.keep(one)
     attested = attestation_of(one)
     if console.as_json:
         console.data({"artifact": {**_facts(one), "manifest": one.files, "details": store.details(one),
@@ -128,7 +129,9 @@ def artifact_verify(
     """Read everything again and say exactly what is wrong with which file; nothing is changed."""
     from kwdb_build.build.inspection import inspect, require
 
-    one = _store(settings).resolve(key)
+    store = _store(settings)
+    one = store.resolve(key)
+    store.keep(one)
     rows = inspect(one, _trust_of(allowed_signers, keyring, pubkey))
     answer = {"artifact": _facts(one), "checks": rows}
     if not console.as_json:
@@ -186,7 +189,7 @@ def artifact_import(
     keyring: Path | None, pubkey: str | None,
 ) -> int:
     """Add the build in FILE to the store: all of it is verified, and upgrades of the same key then find it."""
-    from kwdb_build.build.archive import import_archive
+    from kwdb_build.build.intake import import_archive
 
     trust = _trust_of(allowed_signers, keyring, pubkey)
     with console.step(1, 1, f"import {file.name}"):

@@ -62,9 +62,10 @@ def _date(seconds: float) -> str:
 @build_cache.command("prune")
 @click.option("--unused-for", "days", type=click.IntRange(min=0), default=30, show_default=True, metavar="DAYS",
               help="Remove caches that no build used for so many days; 0: all.")
+@click.option("--dry-run", "-n", is_flag=True, help="Only say what would go.")
 @common
 @verb
-def cache_prune(console: Console, settings: Settings, *, days: int) -> int:
+def cache_prune(console: Console, settings: Settings, *, days: int, dry_run: bool) -> int:
     """Remove the caches of toolchains that are not used any more. Stored builds stay."""
     from kwdb_build.build import caches
     from kwdb_build.files import human_bytes
@@ -74,7 +75,7 @@ def cache_prune(console: Console, settings: Settings, *, days: int) -> int:
     for one in caches.listed(settings.home / caches.DIRECTORY):
         if days and time.time() - one.used_at < days * 86_400:
             continue
-        if caches.remove(one.path):
+        if dry_run or caches.remove(one.path):
             removed.append(one)
         elif one.path.exists():
             kept.append(one)
@@ -82,7 +83,9 @@ def cache_prune(console: Console, settings: Settings, *, days: int) -> int:
         console.note(f"{one.name}: a build uses it, left alone")
     freed = sum(one.ccache_bytes + one.go_bytes + one.kept_bytes for one in removed)
     if console.as_json:
-        console.data({"removed": removed, "in_use": kept, "freed_bytes": freed})
+        console.data({"dry_run": dry_run, "removed": removed, "in_use": kept, "freed_bytes": freed})
     else:
-        console.note(f"{len(removed)} caches removed, {human_bytes(freed)} freed")
+        for one in removed:
+            console.note(f"{'would go' if dry_run else 'gone'}: {one.name}, last used {_date(one.used_at)}")
+        console.note(f"{human_bytes(freed)} {'would be freed' if dry_run else 'freed'}")
     return 0

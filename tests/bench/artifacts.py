@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kwdb_build.build import archive
+from kwdb_build.build import archive, intake
 from kwdb_build.build.inspection import attestation_of
 from kwdb_build.build.signing import Trust
 from kwdb_build.build.store import ArtifactStore
@@ -37,7 +37,7 @@ def measure(artifact: Artifact, place: Path, times: int = 5) -> list[Figure]:
         note("attest", lambda: attestation_of(artifact))
         note("export", lambda: archive.export(store, artifact, file, force=True, progress=Progress()))
         note("bare export", lambda: run("tar", "-C", str(artifact.path), "-I", "zstd -10 -q", "-cf", str(bare), "."))
-        note("import", lambda: archive.import_archive(
+        note("import", lambda: intake.import_archive(
             elsewhere, file, trust=Trust(), foreign=False, progress=Progress()))  # noqa: B023
         note("bare import", lambda: run("tar", "-C", str(unpacked), "-I", "zstd -q", "-xf", str(bare)))
         elsewhere.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kwdb_build.build import archive
+from kwdb_build.build import archive, intake
 from kwdb_build.build.inspection import attestation_of, inspect, require
 from kwdb_build.build.signing import Trust
 from kwdb_build.build.store import ArtifactStore
@@ -42,7 +42,7 @@ def test_an_imported_build_is_looked_up_by_the_same_key_without_an_engine(
     (home / "logs").mkdir(parents=True)
     settings = Settings(home=home, toolchain=str(TOOLCHAIN), docker_host=f"unix://{tmp_path}/no-engine")
     workshop = Workshop(settings, Console(), home / "logs")
-    archive.import_archive(workshop.store, file, trust=Trust(), foreign=False, progress=Progress())
+    intake.import_archive(workshop.store, file, trust=Trust(), foreign=False, progress=Progress())
     prefix, replacement = repositories.redirect
     tree = workshop.fetch("V1.0.0", url=str(repositories.main), redirects=(f"{prefix}={replacement}",))
     found = workshop.build(tree)

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from backports import zstd
 
-from kwdb_build.build import archive
+from kwdb_build.build import archive, intake
 from kwdb_build.build.signing import Trust
-from kwdb_build.build.store import MANIFEST, ArtifactStore
+from kwdb_build.build.store import MANIFEST, ArtifactStore, signature_kinds
 from kwdb_build.console import Progress
 from kwdb_build.errors import ArtifactError, KwdbBuildError, LockedError, SpaceError, UsageError
 from kwdb_build.files import sha256_of
@@ -48,7 +48,7 @@ def export(store: ArtifactStore, artifact: Artifact, target: Path, *, force: boo
 
 
 def take(store: ArtifactStore, path: Path, *, foreign: bool = False) -> tuple[Artifact, bool]:
-    return archive.import_archive(store, path, trust=Trust(), foreign=foreign, progress=Progress())
+    return intake.import_archive(store, path, trust=Trust(), foreign=foreign, progress=Progress())
 
 
 def left(store: ArtifactStore) -> list[str]:
@@ -81,9 +81,11 @@ def test_people_can_install_it_by_hand(packed: Path, artifact: Artifact, tmp_pat
     (top,) = place.iterdir()
     assert top.name.startswith("kwdb-V3.2.1-linux-")
     assert sorted(path.name for path in top.iterdir()) == [
-        "README.txt", "bin", "lib", "manifest.json", "provenance.json", "sbom.cdx.json",
+        "README.txt", "SHA256SUMS", "bin", "lib", "manifest.json", "provenance.json", "sbom.cdx.json",
     ]
     assert artifact.key.digest in (top / "README.txt").read_text()
+    summed = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=top, check=True, capture_output=True, text=True)
+    assert summed.stdout == "bin/kwbase: OK\nlib/libcommon.so.1: OK\nlib/libkwdbts2.so: OK\n"
     assert subprocess.run([top / "bin/kwbase"], check=False).returncode == 0
     assert (top / "lib/libcommon.so").readlink() == Path("libcommon.so.1")
 
@@ -111,6 +113,39 @@ def test_an_import_replaces_a_stored_build_that_was_spoiled(
     assert new
     elsewhere.verify(again)
     assert [entry.path.parent.name for entry in elsewhere.damaged()] == ["set-aside"]
+
+
+def test_other_bytes_under_a_stored_key_are_told_and_change_nothing(
+    artifact: Artifact, packed: Path, elsewhere: ArtifactStore, tmp_path: Path
+) -> None:
+    """Two builds of one key that differ: an irreproducible source, or somebody's change with all digests made to fit."""
+    other = ArtifactStore(tmp_path / "other")
+    add_build(other, tmp_path / "place", "changed by hand", key=artifact.key)
+    other.close()
+    one, _ = take(elsewhere, packed)
+    export(other, other.resolve("latest"), tmp_path / "other.tar.zst")
+    with pytest.raises(ArtifactError, match="other bytes than the stored build") as caught:
+        take(elsewhere, tmp_path / "other.tar.zst")
+    assert caught.value.context.startswith("bin/kwbase: sha256 ")
+    assert "lib/" not in caught.value.context
+    elsewhere.verify(one)
+    assert left(elsewhere) == [".gate", one.key.digest]
+
+
+def test_a_signature_of_a_build_that_is_stored_already_is_added(
+    store: ArtifactStore, artifact: Artifact, packed: Path, elsewhere: ArtifactStore, tmp_path: Path
+) -> None:
+    one, _ = take(elsewhere, packed)
+    store.attach(artifact, "provenance.json.sig", b"signature")
+    export(store, artifact, tmp_path / "signed.tar.zst")
+    assert take(elsewhere, tmp_path / "signed.tar.zst") == (one, False)
+    assert signature_kinds(one) == ("ssh",)
+    # A build of the same key at another time has another provenance: that signature says nothing about it.
+    later = ArtifactStore(tmp_path / "later")
+    own = add_build(later, tmp_path / "later-place", began=1_790_000_000.0)
+    assert take(later, tmp_path / "signed.tar.zst") == (own, False)
+    assert signature_kinds(own) == ()
+    later.close()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
@@ -143,8 +178,10 @@ def test_something_else_is_refused(elsewhere: ArtifactStore, tmp_path: Path, con
 
 
 def test_no_such_file(elsewhere: ArtifactStore, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no file"):
+    with pytest.raises(UsageError, match="absent is not there"):
         take(elsewhere, tmp_path / "absent")
+    with pytest.raises(UsageError, match="is no regular file"):
+        take(elsewhere, tmp_path)
 
 
 def _extra(name: str, **changes: object) -> Callable[[list[Member]], list[Member]]:
@@ -310,6 +347,16 @@ def test_a_file_that_is_there_stays_unless_forced(store: ArtifactStore, artifact
     assert export(store, artifact, target, force=True) == sha256_of(target)
 
 
+def test_a_place_that_takes_no_file_is_told_before_anything_is_read(
+    store: ArtifactStore, artifact: Artifact, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"there is no directory .*/absent") as caught:
+        export(store, artifact, tmp_path / "absent" / "x.tar.zst")
+    assert caught.value.hint
+    with pytest.raises(UsageError, match="is no regular file"):
+        export(store, artifact, Path("/dev/null"), force=True)
+
+
 def test_two_exports_of_one_file_do_not_mix(store: ArtifactStore, artifact: Artifact, tmp_path: Path) -> None:
     target = tmp_path / "x.tar.zst"
     with archive.writing(target), pytest.raises(LockedError):
@@ -338,7 +385,7 @@ def test_a_full_disk_leaves_nothing_behind(
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from kwdb_build.build import archive
+from kwdb_build.build import archive, intake
 from kwdb_build.build.signing import Trust
 from kwdb_build.build.store import ArtifactStore
 from kwdb_build.console import Progress
@@ -352,7 +399,7 @@ store = ArtifactStore(Path(sys.argv[2]))
 if sys.argv[1] == "export":
     archive.export(store, store.resolve("latest"), Path(sys.argv[3]), force=False, progress=Die())
 else:
-    archive.import_archive(store, Path(sys.argv[3]), trust=Trust(), foreign=False, progress=Die())
+    intake.import_archive(store, Path(sys.argv[3]), trust=Trust(), foreign=False, progress=Die())
 """
 
 

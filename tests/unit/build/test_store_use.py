@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import multiprocessing
 import os
 import shutil
 import signal
 import stat
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,6 +154,55 @@ def test_who_uses_a_build_keeps_it_until_its_end_even_by_kill_9(store: ArtifactS
     (gone,) = pruning.execute(store, decisions)
     assert gone.remove
     assert not artifact.path.exists()
+
+
+def test_who_reads_the_store_bears_that_builds_go_meanwhile(store: ArtifactStore, tmp_path: Path) -> None:
+    first = add_build(store, tmp_path, "first", attested=False)
+    store.close()
+    for number in range(60):  # each a copy of the first under a key of its own
+        key = key_of(str(number))
+        copy = store.root / key.digest
+        shutil.copytree(first.path, copy)
+        data = json.loads((copy / MANIFEST).read_bytes()) | {"inputs": key.inputs, "key": key.digest}
+        spoil(copy / MANIFEST, json.dumps(data).encode())
+    pruner = threading.Thread(target=lambda: pruning.execute(store, [
+        pruning.Decision(artifact=one, remove=True, reason="", size_bytes=0) for one in store.list()
+    ]))
+    reader = ArtifactStore(store.root)
+    pruner.start()
+    while pruner.is_alive():
+        assert reader.damaged() == ()
+        with contextlib.suppress(UnknownArtifactError):
+            reader.resolve("latest")
+    assert reader.list() == ()
+
+
+def test_who_only_reads_a_build_keeps_it_or_is_told(
+    store: ArtifactStore, other: ArtifactStore, tmp_path: Path
+) -> None:
+    artifact = add_build(store, tmp_path)
+    store.close()
+    other.keep(artifact)
+    assert not store.remove(artifact)
+    other.close()
+    assert store.remove(artifact)
+    assert stored_at(artifact) == 0
+    with pytest.raises(ArtifactError, match="is gone"):
+        other.keep(artifact)
+
+
+def test_a_pipe_in_a_build_is_told_and_not_read(store: ArtifactStore, tmp_path: Path) -> None:
+    artifact = add_build(store, tmp_path)
+    library = artifact.path / "lib/libkwdbts2.so"
+    library.parent.chmod(0o755)
+    library.unlink()
+    os.mkfifo(library)
+    os.mkfifo(library.with_name("more"))
+    with pytest.raises(ArtifactError) as caught:
+        store.verify(artifact)
+    assert caught.value.context.splitlines() == [
+        "lib/more: not in the manifest", "lib/libkwdbts2.so: no file any more, but a pipe, a socket or a device",
+    ]
 
 
 def test_a_document_is_replaced_whole_and_the_build_stays_sealed(store: ArtifactStore, tmp_path: Path) -> None:

@@ -45,6 +45,11 @@ def test_old_caches_are_removed(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["build-cache", "prune", "--home", str(tmp_path)]) == 0
     assert data.exists()
     os.utime(data.parent.with_name(f"{data.parent.name}.lock"), (1e9, 1e9))
+    assert main(["build-cache", "prune", "--home", str(tmp_path), "-n"]) == 0
+    said = capsys.readouterr().err
+    assert f"would go: {data.parent.name}, last used 2001-09-09" in said
+    assert "100 B would be freed" in said
+    assert data.exists()
     assert main(["build-cache", "prune", "--home", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["freed_bytes"] == 100
     assert not data.parent.exists()
