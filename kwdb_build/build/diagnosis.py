@@ -60,11 +60,15 @@ _TEST = (
 _TEST_ENDS = re.compile(r"^(?:(?:=== |ok  |FAIL\b|--- )|\[ {2}FAILED {2}\]|make(?:\[\d+\])?: |\s*\d+/\d+ Test\b)")
 
 _LAST = re.compile(r"^make(?:\[\d+\])?: \*\*\* ")
-_NOISE = re.compile(r"^make(?:\[\d+\])?: (?:Entering|Leaving|warning: |Nothing |'|`|\*\*\* (?:Waiting|wait:))")
+_NOISE = re.compile(
+    r"^make(?:\[\d+\])?: (?:Entering|Leaving|warning: |Nothing |'|`|\*\*\* (?:Waiting|wait:))"
+    r"|^\[\s*\d+%\] (?:Building|Linking|Built target) "
+)
 _GO_HEADER = re.compile(r"^# \S+")
 _INCLUDED = re.compile(
     r"^(?:In file included from |\s+from )\S+|: (?:In (?:\S+ )?(?:member )?function|In instantiation|In constructor"
     r"|In destructor|In substitution|At global scope|Assembler messages)|:   required (?:from|by)|^during \w+ pass: "
+    r"|^(?:\S*/)?[Mm]akefile\S*:\d+: \S+: No such file"
     r"|running \S+ failed: exit status \d+$|\bld(?:\.\w+)?: .*in function `"
 )
 _FOLLOW_STOP = re.compile(r"^(?:make(?:\[\d+\])?: |\[\s*\d+%\]|-- |ccache: )")
@@ -201,7 +205,7 @@ def _said(before: Iterable[str]) -> list[str]:
     """What `go test -v` printed of a test before its verdict: indented lines."""
     kept: list[str] = []
     for line in reversed(list(before)):
-        if not line.startswith("    ") or line.lstrip().startswith("---"):
+        if not line.startswith("    ") or line.lstrip().startswith(("---", "Start ")):
             break
         kept.insert(0, line)
     return kept

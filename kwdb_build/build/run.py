@@ -16,7 +16,7 @@ from kwdb_build.build.inputs import dependencies_digest, headers_of
 from kwdb_build.build.key import build_key
 from kwdb_build.build.watch import Watch
 from kwdb_build.engine.base import Mount, RunSpec
-from kwdb_build.errors import BuildError
+from kwdb_build.errors import BuildError, SpaceError
 from kwdb_build.files import human_bytes
 from kwdb_build.scratch import keep
 from kwdb_build.source.inspect import copy_tree
@@ -184,6 +184,8 @@ class Run:
             "CCACHE_MAXSIZE": f"{bench.cache_bytes // caches.CCACHE_SHARE >> 20}M",
             **self._shared.environment,
             **self._surroundings.environment,
+            # What a failed test said would else be in a file of the working copy only.
+            **({"CTEST_OUTPUT_ON_FAILURE": "1"} if target else {}),
         }
         if self._surroundings.library:
             mounts.append(Mount(source=self._scratch / "otherwise", target=str(conditions.PRELOAD)))
@@ -214,8 +216,8 @@ class Run:
             bench.tree.version, result, jobs=self._jobs, place=self._scratch, log=bench.log, log_start=log_start
         )
 
-    def _leave(self, error: KwdbBuildError, result: RunResult) -> None:
-        """What a person asked for to look into a failure: the working copy, or a shell in it."""
+    def _leave(self, error: KwdbBuildError, result: RunResult, target: str = "") -> None:
+        """What a person asked for to look into a failure of a target: the working copy, or a shell in it."""
         bench = self._bench
         if bench.wishes.keep_failed:
             keep(self._scratch)
@@ -224,7 +226,8 @@ class Run:
                 bench.progress.note(f"kept: the container; this runs make again in it: `{result.kept}`")
         if bench.wishes.shell_on_failure:
             bench.progress.note(f"error: {error.message}\n{error.context}")
-            bench.progress.note(f"a shell where the build failed; what make was asked for: `{' '.join(self.argv)}`")
+            asked = " ".join(self.make_spec(target).argv[2:])
+            bench.progress.note(f"a shell where the build failed; what make was asked for: `{asked}`")
             with bench.progress.paused():
                 bench.engine.run(self._shell_spec(), on_line=bench.progress.note, log=bench.log)
 
@@ -251,11 +254,14 @@ class Run:
         result = bench.engine.run(self.make_spec(target), on_line=_Said(bench.progress, target), log=bench.log)
         if result.returncode != 0:
             error = self._failure(result, log_start)
-            raise BuildError(
-                f"KWDB's own tests failed: make {target} ended with exit code {result.returncode}",
-                context=error.context, log=bench.log,
-                hint="the build itself succeeded and is stored; the log has the whole output of the tests",
-            )
+            if not isinstance(error, SpaceError):
+                error = BuildError(
+                    f"KWDB's own tests failed: make {target} ended with exit code {result.returncode}",
+                    context=error.context, log=bench.log,
+                    hint="the build itself succeeded and is stored; the log has the whole output of the tests",
+                )
+            self._leave(error, result, target)
+            raise error
         bench.progress.note(f"make {target}: passed")
 
     def outcome(self) -> dict[str, Any]:

@@ -292,3 +292,23 @@ def test_own_tests_and_other_options(warm_in: Callable[[Path], Tool], tmp_path: 
     assert len(keys) == 3, asan.err + debug.err
     libraries = Path(asan.json["artifact"]["path"]) / "lib" / "libkwdbts2.so"
     assert b"__asan_init" in libraries.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_failed_test_of_kwdbs_own_says_what_it_said(warm_in: Callable[[Path], Tool], tmp_path: Path) -> None:
+    tool = warm_in(tmp_path / "home")
+    file = next(path for path in sorted((MAIN / "kwdbts2").rglob("*test*.cpp")) if "int main" in path.read_text())
+    before = file.read_text()
+    after = re.sub(r"(?m)^int main\(.*\{$", r'\g<0>\n  fprintf(stderr, "row 3: expected 7, got 8\\n");\n  return 1;', before)
+    assert after != before
+    name = file.relative_to(MAIN)
+    patch = tmp_path / "change.patch"
+    patch.write_text("".join(difflib.unified_diff(
+        before.splitlines(keepends=True), ("#include <cstdio>\n" + after).splitlines(keepends=True), f"a/{name}", f"b/{name}"
+    )))
+    answer = tool("build", "V1.1.0", "--patch", str(patch), "--test", "kwdbts2-test", timeout_s=600)
+    assert answer.code == ExitCode.BUILD, answer.err
+    assert "make kwdbts2-test ended with exit code" in answer.err
+    assert "  | row 3: expected 7, got 8" in answer.err
+    assert "the build itself succeeded and is stored" in answer.err
+    assert len(left(tool.home)) == 1, "the build"

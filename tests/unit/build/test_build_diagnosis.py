@@ -89,6 +89,8 @@ make: *** [Makefile:60: build] Error 2
         (CMAKE, "CMake Error at kwdbts2/CMakeLists.txt:101", "Protobuf include directory not found", "13.2"),
         (MISSING_TOOL, "/bin/sh: 1: autoconf: not found", "autoconf", "Makefile:60"),
         (ONLY_MAKE, "doing this", "Makefile:12", "Makefile:60"),
+        ("Makefile:49: no.mk: No such file or directory\nmake: *** No rule to make target 'no.mk'.  Stop.\n",
+         "Makefile:49: no.mk", "No rule", "xx"),
         ("make: *** No rule to make target 'instal'.  Stop.\n", "make: ***", "instal", "xx"),
         ("pkg/x.proto:3:1: Expected top-level statement\n", "pkg/x.proto:3:1", "Expected", "xx"),
         ("/usr/bin/ld: cannot find -ltinfo: No such file or directory\n", "/usr/bin/ld: cannot find -ltinfo", "", "xx"),
@@ -258,11 +260,11 @@ FAR = "".join(f"[ 20%] Building CXX object a/CMakeFiles/a.dir/f{number}.cc.o\n" 
         (RELOCATION, "/usr/bin/ld: /kwdb/native/lib/liblz4.a", "recompile with -fPIC", "Linking"),
         (GO_LINK, "# gitee.com/kwbasedb/kwbase/pkg/cmd/kwbase", "in function `DBOpen'", "Makefile"),
         (WERROR_SH, "roachpb/errors.proto:22:1: warning: Import", "fatal: treating warnings from protoc", "jobserver"),
-        (GENERATOR, "[ 53%] Built target", "line 12: unexpected end of input", "Waiting"),
+        (GENERATOR, "EXECGEN pkg", "line 12: unexpected end of input", "Waiting"),
         (ASSEMBLER, "{standard input}: Assembler", "no such instruction", "Warning"),
         (NO_PROGRAM, "make[4]: goimports: No such file", "goimports", "xx"),
         (HARMLESS + FAR + CPP, "In file included from", "'rows' was not declared", "free"),
-        (HARMLESS + FAR + GENERATOR, "[ 20%]", "line 12: unexpected end of input", "free"),
+        (HARMLESS + FAR + GENERATOR, "/usr/bin/ld: warning", "line 12: unexpected end of input", "free"),
         (HARMLESS + FAR + MISSING_TOOL, "/bin/sh: 1: autoconf: not found", "autoconf", "free"),
     ],
 )
@@ -330,6 +332,7 @@ CRASH = """\
 terminate called
 2/2 Test #2: block_test .......................   Passed    0.01 sec
 """
+CRASH_FIRST = "    Start 1: tag_test\n" + CRASH
 
 
 @pytest.mark.parametrize(
@@ -338,7 +341,7 @@ terminate called
         (GO_TEST, "--- FAIL: TestUpsert", "upsert_test.go:151: want 1, got 2", "later one"),
         (GO_VERBOSE, "    bad_test.go:7: want 1, got 2", "panic: assignment to entry in nil map", "passes"),
         (CTEST, "/kwdb/src/gitee.com/kwbasedb/kwdbts2/mmap/tests/tag_test.cpp:31: Failure", "Which is: 8", "block_test"),
-        (CRASH, "1/2 Test #1: tag_test", "terminate called", "block_test"),
+        (CRASH_FIRST, "1/2 Test #1: tag_test", "terminate called", "block_test"),
     ],
 )
 def test_the_first_test_that_failed_and_what_it_said(log: str, begins: str, holds: str, lacks: str) -> None:

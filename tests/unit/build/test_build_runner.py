@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kwdb_build.build.recipe import recipe_for
-from kwdb_build.build.runner import build
+from kwdb_build.build.runner import Wishes, build
 from kwdb_build.build.store import ArtifactStore
 from kwdb_build.config import Settings
 from kwdb_build.console import Progress
@@ -115,11 +115,13 @@ def tree(tmp_path: Path) -> SourceTree:
 
 @pytest.fixture
 def call(tmp_path: Path, tree: SourceTree) -> Callable[..., Any]:
-    def run(engine: StandIn, *, progress: Progress | None = None, jobs: int = 2, **settings: Any) -> Any:
+    def run(
+        engine: StandIn, *, progress: Progress | None = None, jobs: int = 2, wishes: Wishes | None = None, **settings: Any
+    ) -> Any:
         return build(
             tree, toolchain=TOOLCHAIN, image="t:1", options=BuildOptions(jobs=jobs), engine=engine,
             store=ArtifactStore(tmp_path / "store"), work_dir=tmp_path / "work", log=tmp_path / "build.log",
-            progress=progress or Progress(), settings=Settings(**settings),
+            progress=progress or Progress(), settings=Settings(**settings), wishes=wishes,
         )
 
     return run
@@ -179,6 +181,43 @@ def test_a_compile_error_is_shown_with_the_log(call: Callable[..., Any], tmp_pat
     ))
     assert error.context == "src/a.cpp:1:2: error: boom"
     assert "exit code 2" in error.message
+
+
+@dataclass
+class FailsTests(StandIn):
+    """Builds well, and then says this of a test target."""
+
+    tests_say: tuple[str, ...] = ()
+
+    def run(self, spec: RunSpec, *, on_line: Callable[[str], None], log: Path) -> RunResult:
+        if "kwdbts2-test" in spec.argv:
+            self.lines, self.result = self.tests_say, RunResult(returncode=2, kept="start it again")
+        return super().run(spec, on_line=on_line, log=log)
+
+
+CTEST = ("1/1 Test #1: tag_test ...***Failed    0.02 sec", "row 3: expected 7, got 8", "make: *** [test] Error 8")
+
+
+def test_a_failed_test_of_kwdbs_own_is_shown_and_kept_when_it_was_asked_for(
+    call: Callable[..., Any], tmp_path: Path
+) -> None:
+    engine, notes = FailsTests(install=complete(), tests_say=CTEST), Notes()
+    with pytest.raises(BuildError) as caught:
+        call(engine, progress=notes, wishes=Wishes(tests=("kwdbts2-test",), keep_failed=True))
+    assert "make kwdbts2-test ended with exit code 2" in caught.value.message
+    assert "row 3: expected 7, got 8" in caught.value.context
+    assert [spec.environment.get("CTEST_OUTPUT_ON_FAILURE") for spec in engine.specs] == [None, None, "1"]
+    assert len(ArtifactStore(tmp_path / "store").list()) == 1, "the build itself is good"
+    [copy] = left_in_work(tmp_path)
+    assert any(f"{copy}/gopath" in note for note in notes.notes)
+    assert any("`start it again`" in note for note in notes.notes)
+
+
+def test_a_disk_that_becomes_full_in_a_test_is_no_failed_test(call: Callable[..., Any], tmp_path: Path) -> None:
+    engine = FailsTests(install=complete(), tests_say=("/bin/sh: 1: cannot create x: No space left on device",))
+    with pytest.raises(SpaceError):
+        call(engine, wishes=Wishes(tests=("kwdbts2-test",)))
+    assert left_in_work(tmp_path) == []
 
 
 @pytest.mark.parametrize(
