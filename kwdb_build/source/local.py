@@ -92,7 +92,7 @@ class _Local:
             *(f"{path} {place}" for path, place in sorted(self.source.submodules.items())),
         )
         made = prepared(
-            self.home, name, lambda place: self._make(place, kind), still=_submodules_unchanged, progress=self.progress
+            self.home, name, lambda place: self._make(place, kind), changed=_changed, progress=self.progress
         )
         return replace(made, url=str(self.source.path))
 
@@ -296,10 +296,12 @@ def fingerprint(path: Path) -> str:
     return f"{content_digest(path)} {_newest(path)}"
 
 
-def _submodules_unchanged(place: Path) -> bool:
-    """Whether the archives and directories that a tree's submodules came from are still there with the same bytes."""
+def _changed(place: Path) -> str:
+    """What counts beside a tree's own bytes and is another now: what its submodules came from, where symlinks lead."""
     used: dict[str, str] = read_json(place / _USED)
-    return all(Path(path).exists() and fingerprint(Path(path)) == known for path, known in used.items())
+    if not all(Path(path).exists() and fingerprint(Path(path)) == known for path, known in used.items()):
+        return "what its submodules came from is another now"
+    return "a symlink that led nowhere leads out of it now" if any(links_out(place / SOURCE_SUFFIX)) else ""
 
 
 def _newest(path: Path) -> int:

@@ -179,8 +179,12 @@ def apply_patches(
             version=base.version.marked(patched=set_digest((*base.patches, *patches))[:8]),
         )
 
+    def changed(place: Path) -> str:
+        new = set(links_out(place / SOURCE_SUFFIX)) - set(links_out(base.path))
+        return "a symlink that led nowhere leads out of it now" if new else ""
+
     with full_disk_said(home, "applying the patches", log=log):
-        tree = prepared(home, name, make, progress=progress)
+        tree = prepared(home, name, make, changed=changed, progress=progress)
     # Names are for people and no part of the identity: those given now count.
     return replace(tree, url=base.url, ref=base.ref, patches=(*base.patches, *patches))
 

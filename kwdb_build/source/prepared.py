@@ -33,16 +33,17 @@ _RAW = "* -text -eol -ident -filter -working-tree-encoding -export-subst\n"
 
 def prepared(
     home: Path, name: str, make: Callable[[Path], SourceTree], *, progress: Progress,
-    still: Callable[[Path], bool] = lambda _: True, lock_timeout_s: float = LOCK_TIMEOUT_S,
+    changed: Callable[[Path], str] = lambda _: "", lock_timeout_s: float = LOCK_TIMEOUT_S,
 ) -> SourceTree:
     """The tree called name, made by make(directory) when it is not there whole.
 
     make fills <directory>/src/gitee.com/kwbasedb under a temporary name and describes it; only then, flushed to disk,
-    does it get its name. A tree that was changed since is made again, and so is one that still(directory) rejects.
+    does it get its name. A tree that was changed since is made again, and so is one for which changed(directory) names
+    a change elsewhere that counts: where a symlink leads is none of its bytes.
     """
     place = home / "source" / name
     with hold(place.with_name(f"{name}.lock"), what=f"preparing {name}", progress=progress, timeout_s=lock_timeout_s):
-        found = _reuse(place, progress, still)
+        found = _reuse(place, progress, changed)
         if found is not None:
             return found
         temporary = place.with_name(f".{name}.new")
@@ -65,7 +66,7 @@ def adopt(tree: SourceTree, temporary: Path, place: Path) -> SourceTree:
     return tree
 
 
-def _reuse(place: Path, progress: Progress, still: Callable[[Path], bool]) -> SourceTree | None:
+def _reuse(place: Path, progress: Progress, changed: Callable[[Path], str]) -> SourceTree | None:
     if not place.exists():
         return None
     try:
@@ -75,10 +76,10 @@ def _reuse(place: Path, progress: Progress, still: Callable[[Path], bool]) -> So
     else:
         progress.update("checking the prepared source")
         whole = tree.path == place / SOURCE_SUFFIX and tree.content == content_digest(tree.path)
-        if whole and still(place):
+        found = changed(place) if whole else "its files were changed"
+        if not found:
             os.utime(place)  # `cache list` tells when it was last used
             return tree
-        found = "what its submodules came from is another now" if whole else "its files were changed"
     if (store := holds_store(place)) is not None:
         raise SourceError(
             f"the prepared source {place} was changed and holds a database store", context=str(store),
@@ -145,10 +146,10 @@ def links_out(root: Path) -> Iterator[str]:
         if ".git" in names:
             names.remove(".git")
         for name in (*names, *files):
-            path = Path(directory) / name
-            if path.is_symlink():
+            path = f"{directory}/{name}"  # a source has ten thousands: no Path for each
+            if os.path.islink(path):  # noqa: PTH114
                 target = os.readlink(path)  # noqa: PTH115  # Path would tidy the target
-                relative = str(path.relative_to(root))
+                relative = os.path.relpath(path, root)
                 if leads_nowhere(target):
                     continue
                 if leads_out(relative, target) or really_leads_out(root, relative):

@@ -190,6 +190,29 @@ def test_what_is_no_source(local: Local, plain: Path, tmp_path: Path) -> None:
     assert "out -> /etc" in caught.value.context
 
 
+def test_a_link_that_led_nowhere_is_looked_at_again_at_each_use(
+    local: Local, machine: Machine, plain: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "not" / "there yet"
+    patch = tmp_path / "link.patch"
+    patch.write_text(
+        "diff --git a/kwbase/link b/kwbase/link\nnew file mode 120000\n--- /dev/null\n+++ b/kwbase/link\n"
+        f"@@ -0,0 +1 @@\n+{elsewhere}\n\\ No newline at end of file\n"
+    )
+    linked = shutil.copytree(plain, tmp_path / "linked" / plain.name, symlinks=True)
+    (linked / "kwbase/link").symlink_to(elsewhere)
+    for use in (lambda: local(linked), lambda: local(plain, patches=[str(patch)])):
+        inode = use().path.stat().st_ino
+        assert use().path.stat().st_ino == inode, "a look-up, as long as it leads nowhere"
+    elsewhere.mkdir(parents=True)
+    with pytest.raises(SourceError, match="lead out of it"):
+        local(linked)
+    with pytest.raises(PatchError, match="lead out of the source"):
+        local(plain, patches=[str(patch)])
+    said = "a symlink that led nowhere leads out of it now"
+    assert len([note for note in machine.said.notes if note.endswith(said)]) == 2
+
+
 def test_a_directory_is_never_written_to(local: Local, plain: Path) -> None:
     before = state(plain)
     tree = local(plain)
