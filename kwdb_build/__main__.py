@@ -7,6 +7,9 @@ import os
 import signal
 import sys
 
+_INTERRUPTED = 130
+"""errors.ExitCode.INTERRUPTED, which is not imported here: signals are taken over first."""
+
 
 def main() -> None:
     """Run the command line and exit with its documented code."""
@@ -20,6 +23,10 @@ def main() -> None:
         # What cannot be written any more was reported already; the code below is the answer that counts.
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
+    if code == _INTERRUPTED:
+        # An interrupt that came while Python ran code from a string (it makes dataclasses so) lets `python -m` end by
+        # the signal itself, although the interrupt was caught: a caller would see -2 instead of the documented code.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     sys.exit(code)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -111,3 +112,18 @@ def test_a_password_file_that_cannot_be_read_is_a_clear_error(tmp_path: Path) ->
     with pytest.raises(SqlError, match="cannot read the password of root") as caught:
         login.parameters()
     assert "--ask-sql-password" in caught.value.hint
+
+
+def test_a_stopped_call_has_its_code_even_when_the_signal_came_while_code_from_a_string_ran(tmp_path: Path) -> None:
+    (tmp_path / "stopped.py").write_text(
+        "import kwdb_build.__main__ as entry, kwdb_build.cli as cli\n"
+        "def run(argv):\n"
+        "    try:\n        exec('import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(30)')\n"
+        "    except KeyboardInterrupt:\n        return 130\n"
+        "cli.run = run\nentry.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "stopped"], check=False, capture_output=True, text=True, timeout=30, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"},
+    )
+    assert done.returncode == ExitCode.INTERRUPTED, done.stderr
