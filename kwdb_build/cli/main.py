@@ -12,7 +12,14 @@ from typing import Any
 import click
 
 from kwdb_build import __version__
-from kwdb_build.errors import AccessError, ExitCode, KwdbBuildError, SpaceError
+from kwdb_build.errors import (
+    AccessError,
+    ExitCode,
+    InterruptedByUserError,
+    KwdbBuildError,
+    SpaceError,
+    UsageError,
+)
 
 _VERBS = {
     "upgrade": ("run", "Upgrade a running kwbase to a git reference, or go back by itself."),
@@ -94,10 +101,14 @@ def main(argv: list[str]) -> int:
     except click.ClickException as error:
         with contextlib.suppress(OSError):
             error.show()
+        if as_json:
+            _answer(UsageError(error.format_message()))
         return error.exit_code
     except (click.exceptions.Abort, KeyboardInterrupt):  # click makes the one of the other
         with contextlib.suppress(OSError):
             sys.stderr.write("stopped on request\n")
+        if as_json:
+            _answer(InterruptedByUserError("stopped on request"))
         return int(ExitCode.INTERRUPTED)
     except KwdbBuildError as error:
         _show(error, as_json=as_json)
@@ -112,13 +123,19 @@ def main(argv: list[str]) -> int:
 
 
 def _show(error: KwdbBuildError, *, as_json: bool) -> None:
+    from kwdb_build.console import Console
+
+    Console(as_json=as_json).error(error)
+    if as_json:
+        _answer(error)
+
+
+def _answer(error: KwdbBuildError) -> None:
+    """The error as the JSON document that --json promises."""
     from kwdb_build.console import Console, OutputError
 
-    console = Console(as_json=as_json)
-    console.error(error)
-    if as_json:
-        with contextlib.suppress(OutputError):  # a closed stdout must not change the exit code
-            console.data({"error": error.as_dict(), "result": getattr(error, "result", None)})
+    with contextlib.suppress(OutputError):  # a closed stdout must not change the exit code
+        Console(as_json=True).data({"error": error.as_dict(), "result": getattr(error, "result", None)})
 
 
 def _refusal(error: Exception) -> KwdbBuildError | None:

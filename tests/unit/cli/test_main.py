@@ -127,3 +127,26 @@ def test_a_stopped_call_has_its_code_even_when_the_signal_came_while_code_from_a
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"},
     )
     assert done.returncode == ExitCode.INTERRUPTED, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(["build", "V1", "--no-such"], ExitCode.USAGE), (["build", "V1", "-j", "many"], ExitCode.USAGE)]
+)
+def test_a_wrong_call_answers_in_json_when_that_was_asked_for(
+    words: list[str], code: ExitCode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--json"]) == code
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["error"]["exit_code"] == code
+    assert words[-1].lstrip("-") in answer["error"]["message"]
+
+
+def test_a_stopped_call_answers_in_json_when_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kwdb_build.cli.building.make_workshop", stop)
+    assert main(["build", "V1", "--home", str(tmp_path), "--json"]) == ExitCode.INTERRUPTED
+    assert json.loads(capsys.readouterr().out)["error"]["reference"] == "interrupted"
