@@ -11,6 +11,7 @@ from kwdb_build.cli.options import common, verb
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from kwdb_build.config import Settings
     from kwdb_build.console import Console
@@ -69,7 +70,10 @@ def cache_prune(
     console: Console, settings: Settings, *, older_than: str | None, max_size: str | None, everything: bool,
     dry_run: bool,
 ) -> int:
-    """Remove fetched sources by age or size. Damaged and unfinished ones go in any case."""
+    """Remove fetched sources by age or size. Damaged and unfinished ones go in any case.
+
+    So does what is remembered of build images that the engine has no more.
+    """
     from kwdb_build.files import human_bytes
     from kwdb_build.source import cache as source_cache
     from kwdb_build.upgrade.needed import needed_sources
@@ -81,8 +85,11 @@ def cache_prune(
         max_bytes=None if max_size is None else source_cache.parse_size(max_size), everything=everything,
     )
     done = source_cache.prune(chosen, progress=console, needed=needed_sources(home), dry_run=dry_run)
+    answers = _useless_answers(console, settings)
+    for answer in () if dry_run else answers:
+        answer.unlink(missing_ok=True)
     if console.as_json:
-        console.data({"pruned": done, "dry_run": dry_run})
+        console.data({"pruned": done, "image_answers": answers, "dry_run": dry_run})
         return 0
     if done.removed:
         console.table("", _COLUMNS, _rows(done.removed), data=True)
@@ -90,4 +97,26 @@ def cache_prune(
         console.note(f"kept {path}: {reason}")
     word = "would be removed" if dry_run else "removed"
     console.note(f"{len(done.removed)} entries {word}, {human_bytes(done.freed_bytes)}")
+    if answers:
+        console.note(f"{len(answers)} answers of build images that are gone {word}")
     return 0
+
+
+def _useless_answers(console: Console, settings: Settings) -> tuple[Path, ...]:
+    """What is remembered of images that are gone. An engine is asked only when there is something, and may be down."""
+    from kwdb_build.engine.choose import choose
+    from kwdb_build.errors import EngineError
+    from kwdb_build.toolchain.probe import kept_answers, useless_answers
+
+    known = settings.home.absolute() / "images"
+    if not kept_answers(known):
+        return ()
+    try:
+        engine = choose(settings.engine, docker_host=settings.docker_host, place=settings.home / "sandbox")
+        try:
+            return useless_answers(known, engine)
+        finally:
+            engine.close()
+    except EngineError as error:
+        console.note(f"what build images answered stays: {error.message}")
+        return ()

@@ -28,6 +28,9 @@ PROBE_ID = 65532
 """User and group of the probe: never root, and nobody's on usual systems."""
 _PROBE_TIMEOUT_S = 120.0
 _SAFE_NAME = re.compile(r"^[a-z0-9][a-z0-9.+_-]*$")
+_ASKED = "@image "
+"""Before kind of engine and identity of the image that was asked, in the first line of what is remembered."""
+_IDENTITY = re.compile(r"(?:sha256:)?[0-9a-f]{64}")
 
 
 _PROBE = r"""
@@ -105,8 +108,28 @@ def probe_image(
         )
     with contextlib.suppress(OSError):  # a full disk: it is asked again
         known.mkdir(parents=True, exist_ok=True)
-        files.write_atomic(answer, "\n".join(lines))
+        files.write_atomic(answer, "\n".join((f"{_ASKED}{engine.info().kind} {image}", *lines)))
     return facts
+
+
+def kept_answers(known: Path) -> tuple[Path, ...]:
+    """What images answered and is remembered in the directory known."""
+    return tuple(sorted(known.glob("probe-*.txt")))
+
+
+def useless_answers(known: Path, engine: Engine) -> tuple[Path, ...]:
+    """Remembered answers of images that this engine has no more, and those that do not say whose they are.
+
+    Another kind of engine's answers are none of them: it may well have its image.
+    """
+    kind, found = engine.info().kind, []
+    for path in kept_answers(known):
+        with contextlib.suppress(FileNotFoundError):
+            with path.open(encoding="utf-8", errors="replace") as stream:
+                whose, _, image = stream.readline().rstrip("\n").removeprefix(_ASKED).partition(" ")
+            if not _IDENTITY.fullmatch(image) or (whose == kind and engine.image_id(image) is None):
+                found.append(path)
+    return tuple(found)
 
 
 def probe_host(requirements: Requirements) -> dict[str, str]:

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import uuid
@@ -23,9 +24,12 @@ import pytest
 from kwdb_build.engine.base import Engine, Mount, RunSpec
 from kwdb_build.engine.choose import choose
 from kwdb_build.errors import EngineError
+from kwdb_build.toolchain.probe import kept_answers, probe_image
+from kwdb_build.toolchain.requirements import Requirements
 from tests.conftest import missing
-from tests.integration.enginebox import shell, tiny_image, unique
+from tests.integration.enginebox import shell, tiny_image, tiny_root, unique
 from tests.integration.sandboxes import NoPodmanError, podman_service
+from tests.integration.tool import call
 
 pytestmark = pytest.mark.engine
 TOP = Path(__file__).resolve().parents[2]
@@ -360,6 +364,43 @@ def test_carried_to_another_engine_and_back(place: Place, tmp_path: Path, log: P
     finally:
         place.engine.remove_image(tag)
     assert lines == ["carried", "and back"]
+
+
+def test_what_an_image_answered_goes_with_the_image(place: Place, tmp_path: Path, log: Path) -> None:
+    def ask() -> Path:
+        before = set(kept_answers(known))
+        probe_image(
+            place.engine, identity, log, requirements=Requirements(rows=()), environment={"PATH": "/bin"}, known=known
+        )
+        [new] = set(kept_answers(known)) - before
+        return new
+
+    def prune(*words: str, **more: str) -> list[str]:
+        settings = {"KWDB_BUILD_ENGINE": place.kind, "KWDB_BUILD_DOCKER_HOST": place.docker_host, **more}
+        answer = call("cache", "prune", "--home", str(place.home), "--json", *words, **settings)
+        assert answer.code == 0, answer.err
+        return list(answer.json["image_answers"])
+
+    known = place.home / "images"
+    archive, tag = tiny_root(tmp_path / "other.tar"), f"kwdb-build-test/tiny:{uuid.uuid4().hex[:12]}"
+    with tarfile.open(archive, "a") as tar:
+        tar.addfile(tarfile.TarInfo("not-in-the-image-of-the-other-tests"))
+    identity = place.engine.import_base(archive, tag, environment={})
+    try:
+        answer = ask()
+        assert prune() == []
+    finally:
+        place.engine.remove_image(tag)
+    other = known / "probe-of-another-engine.txt"
+    other.write_text(answer.read_text().replace(f"@image {place.kind} ", "@image another "))
+    old = known / "probe-that-does-not-say-whose.txt"
+    old.write_text("@tool go\n@end\n")
+    assert prune("-n") == sorted(map(str, (answer, old)))
+    assert prune(KWDB_BUILD_ENGINE="docker", KWDB_BUILD_DOCKER_HOST="unix:///no/such/socket") == []
+    assert {answer, old} < set(known.iterdir()), "nobody could be asked"
+    assert prune() == sorted(map(str, (answer, old)))
+    assert list(known.glob("probe-*")) == [other]
+    other.unlink()
 
 
 def _retag(path: Path, old: str, new: str) -> None:
