@@ -218,13 +218,22 @@ def clear_the_way(deployment: Deployment, *, wait_s: float = _PORT_WAIT_S) -> No
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(_PROBE_TIMEOUT_S)
         try:
-            probe.connect(str(place))
+            _connect(probe, place)
         except ConnectionRefusedError:  # nobody's
             place.unlink(missing_ok=True)
             return
         except OSError:
             return  # whatever it is: kwbase says it better
     raise StartError(f"somebody else listens on the Unix socket {place}", hint="end that process (`ss -lxp`)")
+
+
+def _connect(probe: socket.socket, place: Path) -> None:
+    """Connect through the directory: what kwbase binds by a relative path may have more bytes than a socket's path."""
+    directory = os.open(place.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        probe.connect(f"/proc/self/fd/{directory}/{place.name}")
+    finally:
+        os.close(directory)
 
 
 def _is_socket(place: Path) -> bool:

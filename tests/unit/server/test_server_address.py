@@ -106,6 +106,31 @@ def test_unix_sockets_are_found_whatever_their_name(tmp_path: Path, monkeypatch:
         address.unix_sockets(2**22 + 1)
 
 
+def test_a_stale_socket_whose_absolute_path_is_too_long_for_one_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / ("long" * 30)
+    (directory / "sockets").mkdir(parents=True)
+    deployment = server(tmp_path, "--socket-dir=sockets", "--listen-addr=127.0.0.1:26257")
+    deployment = dataclasses.replace(
+        deployment, start=dataclasses.replace(deployment.start, cwd=directory), http=None,
+        sql=Address(host="127.0.0.1", port=free_port()),
+    )
+    place = directory / "sockets" / ".s.PGSQL.26257"
+    monkeypatch.chdir(directory)
+    with socket.socket(socket.AF_UNIX) as theirs:
+        theirs.bind("sockets/.s.PGSQL.26257")  # as kwbase does from there
+        theirs.listen()
+        with pytest.raises(OSError, match="too long"), socket.socket(socket.AF_UNIX) as one:
+            one.connect(str(place))
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(StartError, match="somebody else listens"):
+            address.clear_the_way(deployment)
+        assert place.is_socket()
+    address.clear_the_way(deployment)
+    assert not place.exists()
+
+
 def test_only_a_socket_itself_is_removed(tmp_path: Path) -> None:
     """A stale socket goes; a link to one stays, and so does what it leads to."""
     place, target = tmp_path / "place", tmp_path / "target"
