@@ -98,9 +98,12 @@ class Settings(BaseModel):
     use_cache: bool = Field(True, description="take what earlier builds compiled, and keep what this one does")
     cache_size: str = Field("10g", description="how large the caches of one toolchain may grow")
     cache_remote: str = Field(
-        "", description="a compiler cache to share: redis://HOST:PORT[/DB] or file:/DIRECTORY; empty: none"
+        "", description="a compiler cache to share: redis://HOST:PORT[/DB], http(s)://[USER@]HOST[:PORT]/PATH or "
+        "file:/DIRECTORY; empty: none",
     )
-    cache_remote_password_file: Path | None = Field(None, description="file with the password of that Redis")
+    cache_remote_password_file: Path | None = Field(
+        None, description="file with the password of that cache (for HTTP without USER: a token)"
+    )
     stop_timeout_s: float = Field(600, gt=0, description="how long the old server may drain before we ask or give up")
     force_stop_after_s: float = Field(0, ge=0, description="SIGKILL a server that drains longer; 0: never")
     start_timeout_s: float = Field(300, gt=0, description="how long a server may take to become ready")

@@ -1,8 +1,8 @@
 """A compiler cache that machines share, for builds that have no network.
 
-A directory (file:/…, such as an NFS mount) is mounted. A Redis is reached through a socket in a mounted directory,
-behind which this process logs in, chooses the database, and passes on what ccache asks for and nothing else: the source
-of a build is not trusted with a Redis. Who may write to a shared cache decides what all its users' builds consist of:
+A directory (file:/…, such as an NFS mount) is mounted. A Redis or a web server is reached through a socket in a mounted
+directory, behind which this process logs in and passes on what ccache asks for and nothing else: the source of a build
+is not trusted with a password. Who may write to a shared cache decides what all its users' builds consist of:
 ccache does not sign what it stores.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import re
 import socket
 import threading
@@ -20,27 +19,21 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from kwdb_build.build import recipe as recipes
+from kwdb_build.build.passage import CHUNK, END, TIMEOUT_S, Passage, read_command, read_value
+from kwdb_build.build.webcache import Site, WebPassage, login
 from kwdb_build.engine.base import Mount
 from kwdb_build.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
+    from urllib.parse import SplitResult
 
     from kwdb_build.console import Progress
 
 _SOCKET = "redis.sock"
-_CHUNK = 1 << 16
-_TIMEOUT_S = 5.0
-_AGAIN_S = 0.1
-_REDIS_PORT = 6379
-_ALLOWED = {b"EXISTS": 2, b"GET": 2, b"SET": 3, b"DEL": 2}
-"""What ccache asks of a Redis: each command and the number of its words. (AUTH and SELECT are ours.)"""
-_KEY = re.compile(rb"ccache:[0-9a-z]{1,64}")
-_LENGTH = re.compile(rb"[*$](\d{1,9})\r\n")
-_LONGEST_LINE = 16
-_LONGEST_WORD = 80
-_END = b"\r\n"
+_PORTS = {"redis": 6379, "http": 80, "https": 443}
+_PATH = re.compile(r"[A-Za-z0-9/._~%+@:=-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +45,13 @@ class Remote:
 
 
 @contextlib.contextmanager
-def shared(url: str, password_file: Path | None, *, scratch: Path, progress: Progress) -> Iterator[Remote]:
-    """Reach the cache at url ('': none) for the time of a build; UsageError for a URL that cannot be used.
+def shared(
+    url: str, password_file: Path | None, *, scratch: Path, progress: Progress, authorities: Path | None = None
+) -> Iterator[Remote]:
+    """Reach the cache at url ('': none) for the time of a build; UsageError for a URL or a file that cannot be used.
 
-    A cache that does not answer is no error: the build goes without it, and progress says so.
+    A cache that does not answer is no error: the build goes without it, and progress says so. authorities: the
+    certificates that count for https, None for those of this machine.
     """
     if not url:
         yield Remote()
@@ -64,25 +60,58 @@ def shared(url: str, password_file: Path | None, *, scratch: Path, progress: Pro
     if parts.scheme == "file":
         yield _directory(Path(parts.path), url)
         return
-    if parts.scheme != "redis" or not parts.hostname or parts.username or parts.password:
-        raise UsageError(
-            f"cache_remote is no address of a shared cache: {parts.scheme}://{parts.hostname or ''}",
-            hint="redis://HOST:PORT or redis://HOST:PORT/DB (the password in the file of cache_remote_password_file), "
-            "or file:/DIRECTORY",
-        )
-    database = parts.path.strip("/")
-    if database and not database.isdigit():
-        raise UsageError(f"not the number of a Redis database: {database!r}", hint="redis://HOST:PORT/DB")
     directory = scratch / "remote"
+    passage = _passage(parts, _password(password_file), authorities, directory / _SOCKET, progress)
     directory.mkdir(mode=0o755)
     directory.chmod(0o755)  # whatever the umask: the build's user looks for the socket in it
-    password = password_file.read_text(encoding="utf-8").strip() if password_file else ""
-    first = [(word, value) for word, value in (("AUTH", password), ("SELECT", database)) if value]
-    with _Passage(directory / _SOCKET, (parts.hostname, parts.port or _REDIS_PORT), first, progress):
+    with passage:
         yield Remote(
             mounts=(Mount(source=directory, target=str(recipes.REMOTE), read_only=False),),
             environment={"CCACHE_REMOTE_STORAGE": f"redis+unix:{recipes.REMOTE}/{_SOCKET}"},
         )
+
+
+def _passage(
+    parts: SplitResult, password: str, authorities: Path | None, path: Path, progress: Progress
+) -> Passage:
+    """Who answers behind the socket at path; nothing is asked of the cache yet."""
+    user = parts.username or ""
+    try:
+        port = parts.port or _PORTS.get(parts.scheme, 0)
+    except ValueError:
+        port = 0
+    if not port or not parts.hostname or parts.password or (user and parts.scheme == "redis"):
+        raise UsageError(
+            f"cache_remote is no address of a shared cache: {parts.scheme}://{parts.hostname or ''}",
+            hint="redis://HOST:PORT or redis://HOST:PORT/DB, http(s)://[USER@]HOST[:PORT]/PATH (the password in the "
+            "file of cache_remote_password_file), or file:/DIRECTORY",
+        )
+    if parts.scheme == "redis":
+        database = parts.path.strip("/")
+        if database and not database.isdigit():
+            raise UsageError(f"not the number of a Redis database: {database!r}", hint="redis://HOST:PORT/DB")
+        first = [(word, value) for word, value in (("AUTH", password), ("SELECT", database)) if value]
+        return _RedisPassage(path, (parts.hostname, port), first, progress)
+    if parts.query or parts.fragment or not _PATH.fullmatch(parts.path):
+        raise UsageError(f"cache_remote has a strange path: {parts.path!r}", hint="http(s)://HOST[:PORT]/PATH")
+    return WebPassage(path, Site(
+        secure=parts.scheme == "https", host=parts.hostname, port=port, path=parts.path.rstrip("/"),
+        headers=login(user, password), authorities=authorities,
+    ), progress)
+
+
+def _password(file: Path | None) -> str:
+    """What is in the password file, '' without one; UsageError when there is no such file, or it holds no one line."""
+    if file is None:
+        return ""
+    hint = "a file with the password alone, in one line, that this user may read"
+    try:
+        password = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cache_remote_password_file cannot be read: {file}", context=str(error), hint=hint) from error
+    if not password.isprintable():
+        raise UsageError(f"cache_remote_password_file holds more than a password: {file}", hint=hint)
+    return password
 
 
 def _directory(path: Path, url: str) -> Remote:
@@ -94,87 +123,40 @@ def _directory(path: Path, url: str) -> Remote:
     )
 
 
-class _Passage:
-    """Listens on a socket file, and passes the commands of a compiler cache on to a Redis, each connection on its own.
-
-    first: what is said to the Redis before.
-    """
+class _RedisPassage(Passage):
+    """Passes the commands of a compiler cache on to a Redis. first: what is said to the Redis before."""
 
     def __init__(
         self, path: Path, target: tuple[str, int], first: list[tuple[str, str]], progress: Progress
     ) -> None:
-        self._path = path
+        super().__init__(path, f"the shared cache at {target[0]}:{target[1]}", progress)
         self._target = target
         self._first = first
-        self._progress = progress
-        self._told: set[str] = set()
-        self._without = False
-        self._closing = threading.Event()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
-    def __enter__(self) -> None:
-        directory = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY)
-        try:  # through the directory: the path of a socket has at most 107 bytes, that of a home may have more
-            self._listener.bind(f"/proc/self/fd/{directory}/{self._path.name}")
-        finally:
-            os.close(directory)
-        self._path.chmod(0o666)
-        self._listener.listen(64)
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def __exit__(self, *_: object) -> None:
-        self._closing.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(); close() alone would not
-        self._listener.close()
-
-    def _serve(self) -> None:
-        while True:
+    def pass_on(self, client: socket.socket) -> None:
+        """One connection of ccache is one connection to the Redis."""
+        with contextlib.ExitStack() as stack:
             try:
-                client, _ = self._listener.accept()
-            except OSError:
-                if self._closing.wait(_AGAIN_S):
-                    return
-                continue  # too many open files, or a client that was gone at once
-            threading.Thread(target=self._pass_on, args=(client,), daemon=True).start()
-
-    def _pass_on(self, client: socket.socket) -> None:
-        where = f"the shared cache at {self._target[0]}:{self._target[1]}"
-        with client, contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            if self._without:
-                return
-            try:
-                server = stack.enter_context(socket.create_connection(self._target, _TIMEOUT_S))
+                server = stack.enter_context(socket.create_connection(self._target, TIMEOUT_S))
                 refused = [_WORDS[command[0]] for command in self._first if not _said(server, command)]
             except OSError as error:
                 # Too many open files here say nothing about the cache: this one compiler goes without it.
                 if error.errno not in {errno.EMFILE, errno.ENFILE}:
-                    self._do_without(f"{where} does not answer ({error})")
+                    self.do_without(f"does not answer ({error})")
                 return
             if refused:
-                self._do_without(f"{where} does not take {refused[0]}")
+                self.do_without(f"does not take {refused[0]}")
                 return
             server.settimeout(None)
-            with client.makefile("rb") as commands:
-                back = threading.Thread(target=_pump, args=(server, client), daemon=True)
-                back.start()
-                try:
-                    _filter(commands, server)
-                except ValueError as error:
-                    self._tell("filter", f"the build asked {where} for what ccache does not ask for: refused ({error})")
-                server.shutdown(socket.SHUT_WR)
+            commands = stack.enter_context(client.makefile("rb"))
+            back = threading.Thread(target=_pump, args=(server, client), daemon=True)
+            back.start()
+            try:
+                _filter(commands, server)
+            finally:
+                with contextlib.suppress(OSError):
+                    server.shutdown(socket.SHUT_WR)
                 back.join()
-
-    def _do_without(self, why: str) -> None:
-        """No connection is tried again in this build: each of thousands of compilers would wait for it in vain."""
-        self._without = True
-        self._tell("without", f"{why}: building without it")
-
-    def _tell(self, kind: str, what: str) -> None:
-        """Say something once of each kind, however many connections it happens to."""
-        if kind not in self._told:
-            self._told.add(kind)
-            self._progress.note(what)
 
 
 _WORDS = {"AUTH": "the password of cache_remote_password_file", "SELECT": "the database of cache_remote"}
@@ -194,51 +176,21 @@ def _said(server: socket.socket, words: tuple[str, str]) -> bool:
 
 
 def _filter(commands: BinaryIO, server: socket.socket) -> None:
-    """Pass commands on until there is no more, each only when all before its last word is known to be harmless.
+    """Pass commands on until there is no more, each only when all before its value is known to be harmless.
 
-    They come as Redis clients send them: `*COUNT`, then for each word `$LENGTH` and the word, all ended by CR LF.
     ValueError for anything else; none of it reaches the Redis.
     """
-    while line := commands.readline(_LONGEST_LINE):
-        count = _number(line, b"*")
-        name = _word(commands).upper()
-        if _ALLOWED.get(name) != count:
-            raise ValueError(f"{name[:_LONGEST_LINE]!r} of {count} words")
-        key = _word(commands)
-        if not _KEY.fullmatch(key):
-            raise ValueError(f"the key {key!r}")
-        server.sendall(b"*%d\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % (count, len(name), name, len(key), key))
-        if name == b"SET":
-            line = commands.readline(_LONGEST_LINE)
-            left = _number(line, b"$") + len(_END)
-            server.sendall(line)
-            while left:
-                chunk = commands.read(min(left, _CHUNK))
-                if not chunk:
-                    return
-                server.sendall(chunk)
-                left -= len(chunk)
-
-
-def _word(commands: BinaryIO) -> bytes:
-    """One short word of a command."""
-    length = _number(commands.readline(_LONGEST_LINE), b"$")
-    content = commands.read(min(length, _LONGEST_WORD) + len(_END))
-    if not content.endswith(_END) or len(content) != length + len(_END):
-        raise ValueError(f"a word of {length} bytes")
-    return content.removesuffix(_END)
-
-
-def _number(line: bytes, kind: bytes) -> int:
-    match = _LENGTH.fullmatch(line)
-    if match is None or not line.startswith(kind):
-        raise ValueError(f"{line!r}")
-    return int(match[1])
+    while command := read_command(commands):
+        server.sendall(command.coded())
+        if command.value_bytes >= 0:
+            with contextlib.suppress(EOFError):  # half a value is none to a Redis
+                for chunk in read_value(commands, command.value_bytes + len(END)):
+                    server.sendall(chunk)
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        while data := source.recv(_CHUNK):
+        while data := source.recv(CHUNK):
             target.sendall(data)
     with contextlib.suppress(OSError):
         target.shutdown(socket.SHUT_RDWR)

@@ -18,6 +18,7 @@ from kwdb_build.build.key import build_key
 from kwdb_build.build.run import NAME, Run
 from kwdb_build.files import full_disk_said, require_space, tree_bytes
 from kwdb_build.model import to_json
+from kwdb_build.network import authorities
 from kwdb_build.scratch import clean_leftovers, gate, scratch_directory
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ class Bench:
             shared = stack.enter_context(remote.shared(
                 self.settings.cache_remote if self.settings and cache else "",
                 self.settings.cache_remote_password_file if self.settings else None, scratch=scratch,
-                progress=self.progress,
+                progress=self.progress, authorities=authorities(self.settings.ca_bundle if self.settings else None),
             ))
             run = Run(self, scratch, uid=uid, gid=gid, cache=cache, shared=shared, surroundings=surroundings)
             run.prepare()

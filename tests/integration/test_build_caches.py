@@ -25,6 +25,7 @@ from kwdb_build.errors import UsageError
 from kwdb_build.model import Artifact, Toolchain
 from tests.integration.redisbox import KEY, redis_client, resp, through
 from tests.integration.tool import Answer, Tool
+from tests.integration.webbox import running_web
 from tests.minikwdb.repositories import MiniRepositories
 from tests.ports import free_port
 
@@ -300,6 +301,27 @@ def test_a_redis_that_refuses_is_asked_once_and_a_long_home_is_fine(redis: tuple
     assert len(notes.notes) == 1
 
 
+def test_machines_share_a_cache_through_a_web_server(
+    engine: DockerEngine, mini_toolchain: Toolchain, tmp_path: Path
+) -> None:
+    """ccache itself, with a token: the first machine's object is the second one's hit."""
+    file = tmp_path / "password"
+    file.write_text("token\n")
+    image = mini_toolchain.image_tag
+    with running_web() as web:
+        words, first, notes = compiled(engine, image, tmp_path / "one", f"{web.url}/ccache", file)
+        assert (parse_stats(words).misses, notes) == (1, [])
+        assert web.logins == {"Bearer token"}
+        assert all(path.startswith("/ccache/") for path in web.held)
+        words, second, _ = compiled(engine, image, tmp_path / "other", f"{web.url}/ccache", file)
+        assert (parse_stats(words).hits, parse_stats(words).shared) == (1, 1), words
+        assert first == second
+        web.status = 500
+        words, third, notes = compiled(engine, image, tmp_path / "third", f"{web.url}/ccache", file)
+        assert (parse_stats(words).misses, third) == (1, first)
+        assert [note for note in notes if "HTTP 500" in note]
+
+
 def test_machines_share_a_directory(engine: DockerEngine, mini_toolchain: Toolchain, tmp_path: Path) -> None:
     directory = tmp_path / "common"
     directory.mkdir()
@@ -310,7 +332,8 @@ def test_machines_share_a_directory(engine: DockerEngine, mini_toolchain: Toolch
 
 
 @pytest.mark.parametrize(
-    "url", ["http://host", "redis://user:secret@host", "redis://host/x", "redis://", "file:/no/such/directory", "x"]
+    "url", ["ftp://host", "redis://user:secret@host", "redis://host/x", "redis://", "file:/no/such/directory", "x",
+            "http://user:secret@host", "http://host:port", "https://", "http://host/a?b", "http://host/a b"]
 )
 def test_addresses_that_are_none(url: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught, shared(url, None, scratch=tmp_path, progress=Progress()):
