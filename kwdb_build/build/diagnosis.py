@@ -42,6 +42,7 @@ _SOFT = (
     re.compile(r"^make(?:\[\d+\])?: (?:execvp: )?[^\s:]+: (?:No such file or|Permission denied|Command not found)"),
     re.compile(r"error while loading shared libraries"),
     re.compile(r"No space left on device|Disk quota exceeded|Cannot allocate memory", re.IGNORECASE),
+    re.compile(r"^(?:Segmentation fault|Illegal instruction|Bus error|Aborted)(?: \(core dumped\))?$"),
     re.compile(r"^terminate called after throwing an instance of |^Traceback \(most recent call last\):"),
     re.compile(r"^configure: error: |^(?:autoconf|automake|aclocal|autoreconf)\S*: (?:error|\S+: error)"),
     re.compile(r"^fatal: treating warnings from \S+ as errors"),  # kwbase/build/werror.sh
@@ -62,7 +63,7 @@ _TEST_ENDS = re.compile(r"^(?:(?:=== |ok  |FAIL\b|--- )|\[ {2}FAILED {2}\]|make(
 _LAST = re.compile(r"^make(?:\[\d+\])?: \*\*\* ")
 _NOISE = re.compile(
     r"^make(?:\[\d+\])?: (?:Entering|Leaving|warning: |Nothing |'|`|\*\*\* (?:Waiting|wait:))"
-    r"|^\[\s*\d+%\] (?:Building|Linking|Built target) "
+    r"|^\[\s*\d+%\] (?:Building|Linking|Built target) |^-- |^make -C "
 )
 _GO_HEADER = re.compile(r"^# \S+")
 _INCLUDED = re.compile(
