@@ -127,9 +127,12 @@ class BuildHistory:
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             line = json.dumps(asdict(record), ensure_ascii=False) + "\n"
-            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                os.write(fd, line.encode())
+                size = os.fstat(fd).st_size
+                # A line that a full disk cut off must not take this one along.
+                cut_off = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+                os.write(fd, (f"\n{line}" if cut_off else line).encode())
             finally:
                 os.close(fd)
             lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)

@@ -10,9 +10,12 @@ from kwdb_build.build.history import BuildHistory, BuildRecord, CacheUse, Pace, 
 from kwdb_build.build.progress import Step
 from kwdb_build.build.watch import Watch, parse_stats
 from kwdb_build.console import Progress
+from tests.unit.build.disks import remount
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.unit.build.disks import Mount
 
 RECORD = BuildRecord(
     when="2026-01-01T00:00:00Z", key="k", version="V3.1.0", recipe="kwdb-3.0", toolchain="t", build_type="Release",
@@ -57,6 +60,21 @@ def test_builds_are_kept_and_read_back(tmp_path: Path) -> None:
     later = dataclasses.replace(RECORD, outcome="failed")
     history.add(later)
     assert history.all() == (RECORD, later)
+
+
+def test_a_line_that_a_full_disk_cut_off_takes_no_other_along(tmp_path: Path, mount: Mount) -> None:
+    place = mount("size=8k")
+    history = BuildHistory(place / "builds.jsonl")
+    history.add(RECORD)
+    while len((place / "builds.jsonl").read_bytes()) < 8192:
+        history.add(RECORD)
+    assert not (place / "builds.jsonl").read_bytes().endswith(b"\n")
+    before = history.all()
+    assert before[-1] == RECORD
+    remount(place, "size=1m")
+    later = dataclasses.replace(RECORD, outcome="failed")
+    history.add(later)
+    assert history.all() == (*before, later)
 
 
 def test_the_file_of_builds_does_not_grow_without_end(tmp_path: Path) -> None:
