@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kwdb_build.build.recipe import DEPENDENCIES, RECIPE_VERSION, recipe_for
+from kwdb_build.build.recipe import DEPENDENCIES, GOPATH, RECIPE_VERSION, recipe_for
 from kwdb_build.files import sha256_of
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ _INCLUDED = frozenset(
     {".def", ".h", ".hh", ".hpp", ".hxx", ".in", ".inc", ".inl", ".ipp", ".l", ".proto", ".tcc", ".y"}
 )
 _OF_THE_BUILD = frozenset({".ac", ".am", ".awk", ".cmake", ".m4", ".mk", ".pl", ".sh"})
-_BUILD_FILES = frozenset({"CMakeLists.txt", "GNUmakefile", "Makefile", "configure", "makefile"})
+_BUILD_FILES = ("CMakeLists.txt", "GNUmakefile", "Makefile", "configure", "makefile")
+"""What their names begin with: an enterprise tree has a Makefile_ent."""
 _NOT_OF_THE_BUILD = ("qa/", "kwbase/vendor/")
 """KWDB's regression tests, and Go packages: what says there how something is built, says it to nobody here."""
 
@@ -53,8 +54,10 @@ def dependencies_digest(tree: SourceTree, options: BuildOptions, headers: Header
     """Sha256 of all that decides what KWDB's bundled C and C++ libraries become, beside the toolchain's lock.
 
     Their own sources whole, every header and every file that says how something is built, the options, and the commits
-    that git would name there. Nothing of KWDB's own Go and C++ sources.
+    of their submodules. Nothing of KWDB's own Go and C++ sources: '' when a link makes some of them the libraries' too.
     """
+    if any(_leads_out(tree.path, tree.path / name) for name in DEPENDENCIES):
+        return ""
     total = hashlib.sha256(json.dumps({
         "recipe": [RECIPE_VERSION, recipe_for(tree.version).name],
         "build_type": options.build_type,
@@ -70,12 +73,24 @@ def dependencies_digest(tree: SourceTree, options: BuildOptions, headers: Header
     def counts(name: str, suffix: str) -> bool:
         if name.startswith(own):
             return True
-        named = suffix in _OF_THE_BUILD or name.rpartition("/")[2] in _BUILD_FILES
+        named = suffix in _OF_THE_BUILD or name.rpartition("/")[2].startswith(_BUILD_FILES)
         return named and not name.startswith(others)
 
     for name, digest in _digests(tree.path, counts):
+        path = tree.path / os.fsdecode(name)
+        if path.is_symlink() and os.fsdecode(name).startswith(own) and _leads_out(tree.path, path):
+            return ""
         total.update(name + b"\0" + digest + b"\0")
     return total.hexdigest()
+
+
+def _leads_out(source: Path, path: Path) -> bool:
+    """Whether a path of the dependencies is by a link another part of source. The image's files are no part of it."""
+    own = source.resolve()
+    target = path.resolve()
+    if path.is_symlink() and path.readlink().is_relative_to(GOPATH):
+        return True
+    return target.is_relative_to(own) and not any(target.is_relative_to(own / name) for name in DEPENDENCIES)
 
 
 def _digests(source: Path, counts: Callable[[str, str], bool]) -> Iterator[tuple[bytes, bytes]]:

@@ -7,16 +7,19 @@ ccache spares their compilations, but not the configure scripts and probes of a 
 digest (see inputs.dependencies_digest) stands for all that decides them. That a build for another commit may take them
 is not only hoped for: what holds a trace of the commit that it was built for is not kept.
 
-Not below the directory that is mounted for builds: no build can change what another one finds.
+Not below the directory that is mounted for builds, and its directories belong to us: builds run as one user, and one
+that still holds a directory of another's working copy must not change what a third one finds.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
-import shutil
 import stat
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -24,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from kwdb_build.build.recipe import DEPENDENCIES, GOPATH, NATIVE, THIRD_PARTY
 from kwdb_build.errors import ArtifactError
-from kwdb_build.files import check_manifest, load_json, manifest_of, tree_bytes, walk_all, write_json
+from kwdb_build.files import check_manifest, human_bytes, load_json, manifest_of, tree_bytes, walk_all, write_json
 from kwdb_build.model import SOURCE_SUFFIX, FileRecord
 from kwdb_build.scratch import remove_tree, scratch_directory
 
@@ -41,6 +44,7 @@ _CONFIGURE = "*/configure"
 """Below DEPENDENCIES: autoconf makes it in the source, and one that is newer than what it made has that made anew."""
 _FILES, _MANIFEST = "files", "manifest.json"
 _NEW = ".new-"
+_NOT_KEPT = "the libraries that came with this source are not kept for the next build"
 _CHUNK = 1 << 20
 _SHORTEST_NAME = 7
 """Of a commit, as git abbreviates."""
@@ -69,16 +73,19 @@ def take(root: Path, digest: str, gopath: Path, *, uid: int, gid: int, newer_tha
     places: tuple[str, ...] = ()
     try:
         manifest = load_json(Manifest, entry / _MANIFEST)
+        _require_sound(manifest)
         if any((gopath / place).exists() or _linked(gopath, place) for place in manifest.places):
             return False
-        check_manifest(entry / _FILES, manifest.files)
         places = manifest.places
-        _copy(entry / _FILES, gopath, manifest)
-    except (ArtifactError, FileNotFoundError, ValueError):
-        # Not a full disk, say: that is an error of the build.
+        check_manifest(entry / _FILES, manifest.files)
+        _copy(entry / _FILES, gopath, manifest, uid, gid)
+    except (ArtifactError, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise
         progress.note(f"the libraries kept in {entry} are damaged: they are removed, and built anew")
-        for path in (entry, *(gopath / place for place in places)):
-            _remove(path)
+        _discard(entry)
+        for place in places:
+            _remove(gopath / place)
         return False
     built = max(int(time.time()), newer_than + 1)
     for name in (*(record.path for record in manifest.files), *manifest.directories):
@@ -90,27 +97,39 @@ def take(root: Path, digest: str, gopath: Path, *, uid: int, gid: int, newer_tha
     return True
 
 
-def keep(root: Path, digest: str, gopath: Path, tree: SourceTree, progress: Progress) -> None:
-    """Move what a finished build of tree made into root, if a build of another commit may have it as it is."""
+def keep(
+    root: Path, digest: str, gopath: Path, tree: SourceTree, progress: Progress, *, limit_bytes: int
+) -> None:
+    """Move what a finished build of tree made into root, if a build of another commit may have it as it is.
+
+    The working copy at gopath is of no use any more. Errors: OSError, ValueError (a name that is no text).
+    """
+    entry = root / digest
     present = [place for place in _places(gopath, tree) if (gopath / place).exists() and not _linked(gopath, place)]
-    if not any(place in _BUILT for place in present) or (root / digest).exists():
+    if not any(place in _BUILT for place in present) or (entry / _MANIFEST).is_file():
         return
-    if reason := next(filter(None, (_unfit(gopath / place, tree) for place in present)), ""):
-        progress.note(f"the libraries that came with this source are not kept for the next build: {reason}")
+    if (size := sum(_size(gopath / place) for place in present)) > limit_bytes:
+        progress.note(f"{_NOT_KEPT}: they take {human_bytes(size)} of at most {human_bytes(limit_bytes)} (a part of "
+                      "cache_size)")
         return
     root.mkdir(mode=0o700, exist_ok=True)
     with scratch_directory(root, _NEW) as new:
         for place in present:
             (new / _FILES / place).parent.mkdir(parents=True, exist_ok=True)
             (gopath / place).rename(new / _FILES / place)
-        everything = sorted(walk_all(new / _FILES))
-        directories = [path for path in everything if path.is_dir() and not path.is_symlink()]
+        _own(new / _FILES)
+        if reason := _unfit(new / _FILES, marks_of(tree)):
+            progress.note(f"{_NOT_KEPT}: {reason}")
+            return
+        directories = [path for path in sorted(walk_all(new / _FILES)) if path.is_dir() and not path.is_symlink()]
         write_json(new / _MANIFEST, Manifest(
             places=tuple(present), files=manifest_of(new / _FILES),
             directories=tuple(str(path.relative_to(new / _FILES)) for path in directories),
         ))
+        if not (entry / _MANIFEST).is_file():
+            _discard(entry)  # of one that was being removed when the power failed, say
         with contextlib.suppress(OSError):  # another build of the same was first
-            new.rename(root / digest)
+            new.rename(entry)
 
 
 def prune(root: Path, limit_bytes: int) -> int:
@@ -120,25 +139,57 @@ def prune(root: Path, limit_bytes: int) -> int:
     for path in sorted(entries, key=lambda path: path.stat().st_mtime, reverse=True):
         limit_bytes -= tree_bytes(path)
         if limit_bytes < 0:
-            remove_tree(path)
+            _discard(path)
             removed += 1
     return removed
 
 
-def _copy(source: Path, gopath: Path, manifest: Manifest) -> None:
+def _require_sound(manifest: Manifest) -> None:
+    """ValueError for names that no build can have had: they are made as root."""
+    pattern = tuple(f"{SOURCE_SUFFIX}/{name}/{_CONFIGURE}" for name in DEPENDENCIES)
+    for place in manifest.places:
+        if place not in _BUILT and not any(PurePosixPath(place).match(shape) for shape in pattern):
+            raise ValueError(f"not a place of libraries: {place}")
+    above = {str(parent) for place in manifest.places for parent in PurePosixPath(place).parents}
+    for name in (*(record.path for record in manifest.files), *manifest.directories):
+        inside = any(PurePosixPath(name).is_relative_to(place) for place in manifest.places)
+        if ".." in PurePosixPath(name).parts or not (inside or name in above):
+            raise ValueError(f"not in a place of libraries: {name}")
+
+
+def _copy(source: Path, gopath: Path, manifest: Manifest, uid: int, gid: int) -> None:
     for name in manifest.directories:
-        (gopath / name).mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            (gopath / name).mkdir()
+            os.chown(gopath / name, uid, gid)
 
     def copy(record: FileRecord) -> None:
         target = gopath / record.path
         if record.link:
             target.symlink_to(record.link)
-        else:
-            shutil.copyfile(source / record.path, target)
-            target.chmod(record.mode)
+            return
+        # Whoever made the file may still have it open: what counts is what was read here.
+        digest = hashlib.sha256()
+        with (
+            os.fdopen(os.open(source / record.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as reader,
+            target.open("xb") as writer,
+        ):
+            while chunk := reader.read(_CHUNK):
+                digest.update(chunk)
+                writer.write(chunk)
+        if digest.hexdigest() != record.sha256:
+            raise ArtifactError(f"{record.path} was changed")
+        target.chmod(record.mode & 0o777)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(copy, manifest.files))
+
+
+def _own(place: Path) -> None:
+    """Take a directory and all below it from the build's user, who may still hold some of them open."""
+    for _, _, _, fd in os.fwalk(place):
+        os.fchown(fd, os.geteuid(), os.getegid())
+        os.fchmod(fd, 0o755)
 
 
 def _places(gopath: Path, tree: SourceTree) -> Iterator[str]:
@@ -159,6 +210,14 @@ def _linked(gopath: Path, place: str) -> bool:
     )
 
 
+def _discard(entry: Path) -> None:
+    """Remove an entry so that half of one is never in its place."""
+    with contextlib.suppress(FileNotFoundError):
+        away = entry.with_name(f"{_NEW}{uuid.uuid4().hex}")
+        entry.rename(away)
+        _remove(away)
+
+
 def _remove(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         if path.is_dir() and not path.is_symlink():
@@ -167,28 +226,33 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _unfit(place: Path, tree: SourceTree) -> str:
-    """Why what lies in place serves this commit alone, or cannot be kept as files; '' when it may be kept."""
-    marks = marks_of(tree)
+def _size(place: Path) -> int:
+    return tree_bytes(place) if place.is_dir() else place.lstat().st_size
+
+
+def _unfit(place: Path, marks: tuple[tuple[str, bytes], ...]) -> str:
+    """Why what lies in place serves one commit alone, or cannot be kept as files; '' when it may be kept."""
 
     def reason(path: Path) -> str:
-        mode = path.lstat().st_mode
-        if stat.S_ISLNK(mode) or stat.S_ISDIR(mode):
+        info = path.lstat()
+        if stat.S_ISLNK(info.st_mode):
             return ""
-        if not stat.S_ISREG(mode):
+        if stat.S_ISDIR(info.st_mode):  # one that was made while we took the others
+            return "" if info.st_uid == os.geteuid() else f"{path.name} is being changed"
+        if not stat.S_ISREG(info.st_mode):
             return f"{path.name} is no regular file"
         what = _held(path, marks)
         return f"{path.name} holds the {what} of this commit" if what else ""
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return next(filter(None, pool.map(reason, [place, *sorted(walk_all(place))])), "")
+        return next(filter(None, pool.map(reason, sorted(walk_all(place)))), "")
 
 
 def marks_of(tree: SourceTree) -> tuple[tuple[str, bytes], ...]:
     """What a build could leave of the commit that it was made for: its name, and its time as programs write it."""
     when = time.gmtime(tree.commit_time)
     # The C library pads the day with a blank, as __DATE__ does.
-    days = (time.strftime(form, when) for form in ("%b %e %Y", "%Y-%m-%d", "%Y/%m/%d"))
+    days = (time.strftime(form, when) for form in ("%b %e %Y", "%Y-%m-%d", "%Y/%m/%d", "%Y%m%d"))
     return (
         ("name", tree.commit[:_SHORTEST_NAME].encode()), ("time", str(tree.commit_time).encode()),
         *(("date", day.encode()) for day in days),

@@ -63,12 +63,13 @@ _TIME_OF_PLACE = f"""\
 last=-o
 for word in "$PWD/" "$@"; do
     case "$last $word" in
-        "-o {NATIVE}"/* | "-o {THIRD_PARTY}"/*) export SOURCE_DATE_EPOCH={DEPENDENCIES_TIME} ;;
+        "-o {NATIVE}"/* | "-o {THIRD_PARTY}"/* | *" -o{NATIVE}"/* | *" -o{THIRD_PARTY}"/*)
+            export SOURCE_DATE_EPOCH={DEPENDENCIES_TIME} ;;
     esac
     last=$word
 done
 """
-"""For what runs in a place of dependencies, or writes to one."""
+"""For what runs in a place of dependencies, or writes to one by its absolute name."""
 
 DATE_SHIM = f"""\
 #!/bin/sh
@@ -85,7 +86,8 @@ exec /bin/date -d "@${{SOURCE_DATE_EPOCH:?}}" "$@"
 
 TOOL_SHIM = f"""\
 #!/bin/sh
-# Any compiler, by way of ccache, and cmake: with a time of their own for dependencies.
+# Any compiler, by way of ccache, and cmake (where it is called by this name): with a time of their own for
+# dependencies.
 {_TIME_OF_PLACE}\
 name=${{0##*/}}
 IFS=:
@@ -105,6 +107,8 @@ ENTER = f"""\
 # many pages of memory all processes in here hold, now and at most. Shared pages are counted once for each.
 umask "$1"
 shift
+[ -z "$KWDB_CCACHE" ] || KWDB_CCACHE=$(PATH=$KWDB_PATH command -v ccache)
+export KWDB_CCACHE
 mkdir -p "$TMPDIR/tools"
 (
     IFS=:
@@ -306,7 +310,11 @@ def environment(
     names stands in CPATH, as a directory that is not there: that look-up counts CPATH in, and the thorough one, by
     what the preprocessor says, does not.
     """
-    path = toolchain_environment.get("PATH", _DEFAULT_PATH)
+    # Without a directory of links to ccache: our stand-ins call that, and it would find them as its compilers.
+    path = ":".join(
+        place for place in toolchain_environment.get("PATH", _DEFAULT_PATH).split(":")
+        if CCACHE.name not in PurePosixPath(place).parts
+    )
     return {
         **toolchain_environment,
         "PATH": f"{SHIMS}:{TOOLS}:{path}",
@@ -325,7 +333,7 @@ def environment(
         "GOENV": "off",
         "GOCACHE": str(CACHE / "go"),
         "CGO_CPPFLAGS": f"-DKWDB_BUILD_HEADERS_{headers.contents[:32]}",
-        "CPATH": f"/kwdb-headers/{headers.names[:32]}",
+        "CPATH": ":".join(filter(None, (f"/kwdb-headers/{headers.names[:32]}", toolchain_environment.get("CPATH")))),
         "CCACHE_DIR": str(CACHE / "ccache"),
         "CCACHE_COMPILERCHECK": "content",
         "CCACHE_CONFIGPATH": str(SHIMS / "no-ccache.conf"),  # there is none: a cache brings no settings of its own
@@ -333,8 +341,9 @@ def environment(
         "CCACHE_STATSLOG": str(SCRATCH / "ccache.log"),
         # The working copy is the build's own, but git also looks at the owner of the mount point.
         "GIT_CONFIG_NOSYSTEM": "1",
-        # A dependency that asks git for its revision (brpc does) must not be told KWDB's.
-        "GIT_CEILING_DIRECTORIES": ":".join(str((SOURCE / name).parent) for name in DEPENDENCIES),
+        # A dependency that asks git for its revision must not be told KWDB's: brpc does, from where CMake builds it. It
+        # would have in it the branch that was checked out, and as many digits as this clone needs for a commit.
+        "GIT_CEILING_DIRECTORIES": ":".join(map(str, (SOURCE / "build", *(SOURCE / name for name in DEPENDENCIES)))),
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": "safe.directory",
         "GIT_CONFIG_VALUE_0": "*",

@@ -92,7 +92,7 @@ class Run:
             (self.shims / name).write_text(text, encoding="utf-8")
             (self.shims / name).chmod(0o755)
         self.shims.chmod(0o755)
-        if self._lasting and kept.take(
+        if self._keeps and kept.take(
             self._kept, self._dependencies, self.gopath, uid=self._uid, gid=self._gid, newer_than=tree.commit_time,
             progress=self._bench.progress,
         ):
@@ -102,14 +102,23 @@ class Run:
 
     def leave(self) -> None:
         """Keep for other builds what they may have of this one, which succeeded. The working copy is done with."""
-        if not self._lasting:
+        # KWDB's own tests build these libraries once more, elsewhere, and install them over the others.
+        if not self._keeps or self._bench.wishes.tests:
             return
         try:
-            kept.keep(self._kept, self._dependencies, self.gopath, self._bench.tree, self._bench.progress)
-        except OSError as error:  # the build is stored: it must not fail for what only spares the next one time
+            kept.keep(
+                self._kept, self._dependencies, self.gopath, self._bench.tree, self._bench.progress,
+                limit_bytes=self._bench.cache_bytes // caches.KEPT_SHARE,
+            )
+        except (OSError, ValueError) as error:
+            # The build is stored: it must not fail for what only spares the next one time.
             self._bench.progress.note(
                 f"the libraries that came with this source are not kept for the next build: {error}"
             )
+
+    @property
+    def _keeps(self) -> bool:
+        return self._lasting and bool(self._dependencies)
 
     @property
     def _kept(self) -> Path:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from git import Repo
 
 from kwdb_build.build import kept
+from kwdb_build.build import recipe as recipes
+from kwdb_build.build.inputs import Headers
 from kwdb_build.build.recipe import GOPATH, SOURCE
 from kwdb_build.console import Progress
 from kwdb_build.engine.base import Mount, RunSpec
@@ -52,6 +56,8 @@ add_dependencies(kwdbts2 lz4_src)
 cmake_minimum_required(VERSION 3.6)
 project(LZ4 CXX)
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+execute_process(COMMAND git log -1 --format=%h OUTPUT_VARIABLE REVISION ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE)
+add_definitions(-DREVISION="${REVISION}")
 add_library(lz4 STATIC lz4.cpp)
 install(TARGETS lz4 DESTINATION lib)
 install(FILES lz4.h DESTINATION include)
@@ -88,25 +94,44 @@ WORK = ("Performing configure", "Building CXX object CMakeFiles/lz4", "making co
         "building jemalloc")
 
 
-def fresh(gopath: Path) -> Path:
+def fresh(gopath: Path) -> SourceTree:
     for name, text in FILES.items():
         path = gopath / SOURCE_SUFFIX / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+    repository = Repo.init(gopath / SOURCE_SUFFIX)
+    repository.git.add(all=True)
+    with repository.config_writer() as config:
+        config.set_value("user", "name", "somebody").set_value("user", "email", "somebody@example.org")
+    commit = repository.index.commit("all", skip_hooks=True)
     for path in [*gopath.rglob("*"), gopath]:
         os.chown(path, UID, GID)
         os.utime(path, (COMMIT_TIME, COMMIT_TIME))
-    return gopath
+    return SourceTree(
+        path=gopath / SOURCE_SUFFIX, url="", ref="", commit=commit.hexsha, version=Version.parse("V3.2.1"),
+        commit_time=COMMIT_TIME, submodules=(),
+    )
 
 
-def make(engine: DockerEngine, toolchain: Toolchain, gopath: Path, log: Path) -> list[str]:
+class Notes(Progress):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def make(engine: DockerEngine, toolchain: Toolchain, tree: SourceTree, log: Path) -> list[str]:
     """Run make in the image; which work was done."""
     lines: list[str] = []
+    environment = recipes.environment(
+        tree, toolchain.environment, Headers(contents="c" * 64, names="d" * 64), use_ccache=False
+    )
     result = engine.run(
         RunSpec(
             image=toolchain.image_tag, argv=("make",), uid=UID, gid=GID, workdir=str(SOURCE),
-            mounts=(Mount(source=gopath, target=str(GOPATH), read_only=False),),
-            environment={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": str(GOPATH)},
+            mounts=(Mount(source=tree.gopath, target=str(GOPATH), read_only=False),),
+            environment={name: value for name, value in environment.items() if name.startswith(("GIT_", "PATH"))},
         ),
         on_line=lines.append, log=log,
     )
@@ -117,15 +142,16 @@ def make(engine: DockerEngine, toolchain: Toolchain, gopath: Path, log: Path) ->
 
 def test_makes_find_kept_libraries_up_to_date(engine: DockerEngine, mini_toolchain: Toolchain, tmp_path: Path) -> None:
     first, second, log = fresh(tmp_path / "first"), fresh(tmp_path / "second"), tmp_path / "log"
-    tree = SourceTree(
-        path=fresh(tmp_path / "fetched") / SOURCE_SUFFIX, url="", ref="", commit="0123456789" * 4,
-        version=Version.parse("V3.2.1"), commit_time=COMMIT_TIME, submodules=(),
-    )
+    notes = Notes()
     assert make(engine, mini_toolchain, first, log) == list(WORK)
-    before = {name: sha256_of(first / name) for name in ("native/jemalloc/libjemalloc.a", LIBRARY)}
-    kept.keep(tmp_path / "kept", "d" * 32, first, tree, Progress())
+    before = {name: sha256_of(first.gopath / name) for name in ("native/jemalloc/libjemalloc.a", LIBRARY)}
+    fetched = fresh(tmp_path / "fetched")
+    kept.keep(
+        tmp_path / "kept", "d" * 32, first.gopath, replace(first, path=fetched.path), notes, limit_bytes=1 << 30
+    )
+    assert notes.notes == [], "nothing has this commit in it, although it asks git"
     assert kept.take(
-        tmp_path / "kept", "d" * 32, second, uid=UID, gid=GID, newer_than=COMMIT_TIME, progress=Progress()
+        tmp_path / "kept", "d" * 32, second.gopath, uid=UID, gid=GID, newer_than=COMMIT_TIME, progress=notes
     )
     assert make(engine, mini_toolchain, second, log) == []
-    assert {name: sha256_of(second / name) for name in before} == before
+    assert {name: sha256_of(second.gopath / name) for name in before} == before

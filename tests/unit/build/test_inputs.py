@@ -16,6 +16,7 @@ FILES = {
     "kwbase/c-deps/rocksdb/db.cc": "int db;", "kwbase/c-deps/rocksdb-rebuild": "1", "kwdbts2/third_party/lz4/lz4.c": "",
     "kwbase/pkg/sql/a.go": "package sql", "kwdbts2/engine/e.cpp": "int e;", "kwdbts2/engine/e.h": "int e();",
     "qa/run.sh": "exit", "kwbase/vendor/x/Makefile": "all:", "README.md": "KWDB",
+    "kwbase/Makefile_ent": "build:",
 }
 
 
@@ -40,6 +41,7 @@ def digest(tree: SourceTree, options: BuildOptions = RELEASE) -> str:
     ("kwbase/c-deps/rocksdb/db.cc", True), ("kwbase/c-deps/rocksdb-rebuild", True),
     ("kwdbts2/third_party/lz4/lz4.c", True), ("kwdbts2/engine/e.h", True), ("kwbase/pkg/sql/a.go", False),
     ("kwdbts2/engine/e.cpp", False), ("qa/run.sh", False), ("kwbase/vendor/x/Makefile", False), ("README.md", False),
+    ("kwbase/Makefile_ent", True),
 ])
 def test_which_files_decide_what_bundled_libraries_become(tree: SourceTree, name: str, *, counts: bool) -> None:
     before = digest(tree)
@@ -67,6 +69,26 @@ def test_what_else_decides_about_bundled_libraries(tree: SourceTree) -> None:
     script.symlink_to("rocksdb")
     digests.add(digest(tree))
     assert len(digests) == 8
+
+
+@pytest.mark.parametrize(("link", "target", "known"), [
+    ("kwbase/c-deps/foo", "../../kwdbts2/engine", False), ("kwbase/c-deps/foo", "rocksdb/db.cc", True),
+    ("kwdbts2/third_party/zlib", "/usr/include/zlib", True), ("kwbase/c-deps/foo", "no/such/place", True),
+    ("kwbase/c-deps/foo", "../../kwdbts2/third_party/lz4", True), ("kwbase/c-deps/a/b", "../../../common", False),
+    ("kwbase/c-deps/foo", "/kwdb/src/gitee.com/kwbasedb/common", False),
+])
+def test_a_link_to_kwdbs_own_sources_makes_all_of_those_count(
+    tree: SourceTree, link: str, target: str, *, known: bool
+) -> None:
+    (tree.path / link).parent.mkdir(exist_ok=True)
+    (tree.path / link).symlink_to(target)
+    assert bool(digest(tree)) is known
+
+
+def test_dependencies_that_lie_elsewhere_are_not_known(tree: SourceTree) -> None:
+    (tree.path / "kwbase/c-deps").rename(tree.path / "deps")
+    (tree.path / "kwbase/c-deps").symlink_to("../deps")
+    assert digest(tree) == ""
 
 
 def test_headers_count_by_content_and_by_name(tmp_path: Path) -> None:

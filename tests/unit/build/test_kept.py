@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,6 +65,12 @@ def fresh(gopath: Path) -> Path:
     return gopath
 
 
+def keep(
+    root: Path, digest: str, gopath: Path, tree: SourceTree, progress: Progress, *, limit_bytes: int = 1 << 24
+) -> None:
+    kept.keep(root, digest, gopath, tree, progress, limit_bytes=limit_bytes)
+
+
 def take(root: Path, gopath: Path, notes: Notes, *, newer_than: int = COMMIT_TIME) -> bool:
     return kept.take(
         root, DIGEST, gopath, uid=os.getuid(), gid=os.getgid(), newer_than=newer_than, progress=notes
@@ -71,7 +80,7 @@ def take(root: Path, gopath: Path, notes: Notes, *, newer_than: int = COMMIT_TIM
 @pytest.fixture
 def root(tmp_path: Path, tree: SourceTree) -> Path:
     notes = Notes()
-    kept.keep(tmp_path / "kept", DIGEST, built(tmp_path / "first"), tree, notes)
+    keep(tmp_path / "kept", DIGEST, built(tmp_path / "first"), tree, notes)
     assert notes.notes == []
     return tmp_path / "kept"
 
@@ -98,29 +107,107 @@ def test_the_next_build_finds_them_as_they_were_and_newer_than_its_source(root: 
     assert (third / "native/rocksdb/librocksdb.a").stat().st_mtime == ahead + 1, "a commit made where the clock is ahead"
 
 
-@pytest.mark.parametrize("harm", ["changed", "missing", "more", "manifest", "mode"])
-def test_what_is_damaged_is_removed_and_built_anew(
-    root: Path, tree: SourceTree, tmp_path: Path, harm: str
-) -> None:
-    files = root / DIGEST / "files"
-    match harm:
-        case "changed":
-            (files / "native/rocksdb/librocksdb.a").write_bytes(b"!<arcH>")
-        case "missing":
-            (files / "native/rocksdb/librocksdb.a").unlink()
-        case "more":
-            (files / "native/rocksdb/more.a").write_bytes(b"")
-        case "manifest":
-            (root / DIGEST / "manifest.json").write_text("{")
-        case "mode":
-            (files / "native/bin/protoc").chmod(0o644)
+def become_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def become_link(path: Path) -> None:
+    path.rename(path.parents[5] / "librocksdb.a")
+    path.symlink_to(path.parents[5] / "librocksdb.a")
+
+
+def say(path: Path, **changed: list[str]) -> None:
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | changed))
+
+
+LIBRARY, MANIFEST = "files/native/rocksdb/librocksdb.a", "manifest.json"
+HARMS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "changed": (LIBRARY, lambda path: path.write_bytes(b"!<arcH>")),
+    "missing": (LIBRARY, lambda path: path.unlink()),
+    "more": ("files/native/rocksdb/more.a", lambda path: path.write_bytes(b"")),
+    "manifest": (MANIFEST, lambda path: path.write_text("{")),
+    "mode": ("files/native/bin/protoc", lambda path: path.chmod(0o644)),
+    "a directory": (LIBRARY, become_directory),
+    "a link": (LIBRARY, become_link),
+    "outside": (MANIFEST, lambda path: say(path, directories=["../outside"])),
+    "other place": (MANIFEST, lambda path: say(path, places=["native", "src"])),
+    "up": (MANIFEST, lambda path: say(path, directories=["native/../../outside"])),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_what_is_damaged_is_removed_and_built_anew(root: Path, tree: SourceTree, tmp_path: Path, harm: str) -> None:
+    name, do = HARMS[harm]
+    do(root / DIGEST / name)
     gopath, notes = fresh(tmp_path / "second"), Notes()
     assert not take(root, gopath, notes)
     assert ["damaged" in note for note in notes.notes] == [True]
     assert not (gopath / "native").exists()
+    assert not (tmp_path / "outside").exists()
     assert not (root / DIGEST).exists()
-    kept.keep(root, DIGEST, built(tmp_path / "third"), tree, notes)
+    keep(root, DIGEST, built(tmp_path / "third"), tree, notes)
     assert take(root, fresh(tmp_path / "fourth"), notes)
+
+
+@pytest.mark.parametrize("left", ["files", "nothing", "a file"])
+def test_what_is_left_of_an_entry_makes_room_for_a_whole_one(
+    root: Path, tree: SourceTree, tmp_path: Path, left: str
+) -> None:
+    (root / DIGEST / "manifest.json").unlink()
+    if left != "files":
+        shutil.rmtree(root / DIGEST)
+    if left == "a file":
+        (root / DIGEST).write_text("")
+    assert not take(root, fresh(tmp_path / "second"), Notes())
+    keep(root, DIGEST, built(tmp_path / "third"), tree, Notes())
+    assert take(root, fresh(tmp_path / "fourth"), Notes())
+
+
+def test_what_is_changed_after_it_was_checked_is_not_taken(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a build could that has the file open for writing."""
+    real = kept.check_manifest
+
+    def check_and_change(place: Path, files: object) -> None:
+        real(place, files)  # type: ignore[arg-type]
+        (root / DIGEST / "files/native/rocksdb/librocksdb.a").write_bytes(b"!<evil>")
+
+    monkeypatch.setattr(kept, "check_manifest", check_and_change)
+    gopath = fresh(tmp_path / "second")
+    assert not take(root, gopath, Notes())
+    assert not (gopath / "native").exists()
+
+
+def test_a_link_that_comes_after_the_check_is_not_followed(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = kept.check_manifest
+    library = root / DIGEST / "files/native/rocksdb/librocksdb.a"
+
+    def check_and_link(place: Path, files: object) -> None:
+        real(place, files)  # type: ignore[arg-type]
+        library.rename(tmp_path / "same bytes")
+        library.symlink_to(tmp_path / "same bytes")
+
+    monkeypatch.setattr(kept, "check_manifest", check_and_link)
+    assert not take(root, fresh(tmp_path / "second"), Notes())
+
+
+def test_directories_are_ours_so_that_a_build_that_holds_one_changes_nothing(root: Path) -> None:
+    for path in (root / DIGEST).rglob("*"):
+        if path.is_dir() and not path.is_symlink():
+            info = path.stat()
+            assert (info.st_uid, info.st_mode & 0o022) == (os.geteuid(), 0)
+
+
+def test_what_takes_too_much_room_is_not_even_read(tmp_path: Path, tree: SourceTree) -> None:
+    gopath, notes = built(tmp_path / "first"), Notes()
+    os.truncate(gopath / "native/rocksdb/CMakeCache.txt", 4 << 40)
+    keep(tmp_path / "kept", DIGEST, gopath, tree, notes, limit_bytes=1 << 30)
+    assert ["of at most 1.0 GiB" in note for note in notes.notes] == [True]
+    assert not (tmp_path / "kept").exists()
 
 
 def test_an_entry_that_another_process_removes_meanwhile_is_no_failure(
@@ -141,23 +228,22 @@ def test_an_entry_that_another_process_removes_meanwhile_is_no_failure(
 
 @pytest.mark.parametrize(("content", "said"), [
     (b"compiled at Jun 21 2025 10:00", "date"), (b'rev="0123456"', "name"), (b"epoch 1750500000", "time"),
-    (b"2025-06-21", "date"), (b"2025/06/21", "date"),
+    (b"2025-06-21", "date"), (b"20250621", "date"), (b"2025/06/21", "date"),
 ])
 def test_what_shows_its_commit_serves_no_other_one(
     tmp_path: Path, tree: SourceTree, content: bytes, said: str
 ) -> None:
     notes = Notes()
     gopath = built(tmp_path / "first", native__rocksdb__version=b"\0" * ((1 << 20) - 4) + content)
-    kept.keep(tmp_path / "kept", DIGEST, gopath, tree, notes)
+    keep(tmp_path / "kept", DIGEST, gopath, tree, notes)
     assert [f"version holds the {said} of this commit" in note for note in notes.notes] == [True]
-    assert not (tmp_path / "kept").exists()
-    assert (gopath / "native/rocksdb/version").exists()
+    assert not take(tmp_path / "kept", fresh(tmp_path / "second"), notes)
 
 
 def test_what_is_no_file_is_not_kept(tmp_path: Path, tree: SourceTree) -> None:
     notes, gopath = Notes(), built(tmp_path / "first")
     os.mkfifo(gopath / "native/pipe")
-    kept.keep(tmp_path / "kept", DIGEST, gopath, tree, notes)
+    keep(tmp_path / "kept", DIGEST, gopath, tree, notes)
     assert ["pipe is no regular file" in note for note in notes.notes] == [True]
 
 
@@ -166,7 +252,7 @@ def test_a_process_that_is_killed_while_it_keeps_leaves_nothing_half(tmp_path: P
     read_end, write_end = os.pipe()
     if not (child := os.fork()):
         kept.manifest_of = lambda _: (os.write(write_end, b"x"), signal.pause())  # type: ignore[assignment]
-        kept.keep(root, DIGEST, gopath, tree, Progress())
+        keep(root, DIGEST, gopath, tree, Progress())
         os._exit(1)
     assert os.read(read_end, 1) == b"x"
     os.kill(child, signal.SIGKILL)
@@ -174,7 +260,7 @@ def test_a_process_that_is_killed_while_it_keeps_leaves_nothing_half(tmp_path: P
     assert [path.name.startswith(".new-") for path in root.iterdir() if path.is_dir()] == [True]
     assert not take(root, fresh(tmp_path / "second"), Notes())
     assert kept.prune(root, 0) == 0
-    kept.keep(root, DIGEST, built(tmp_path / "third"), tree, Progress())
+    keep(root, DIGEST, built(tmp_path / "third"), tree, Progress())
     assert sorted(path.name for path in root.iterdir() if path.is_dir()) == [DIGEST]
     assert take(root, fresh(tmp_path / "fourth"), Notes())
 
@@ -189,7 +275,7 @@ def test_links_lead_nowhere(root: Path, tree: SourceTree, tmp_path: Path) -> Non
     other = fresh(tmp_path / "third")
     (elsewhere / "precious").write_text("data")
     (other / "native").symlink_to(elsewhere)
-    kept.keep(tmp_path / "new", DIGEST, other, tree, Notes())
+    keep(tmp_path / "new", DIGEST, other, tree, Notes())
     assert not (tmp_path / "new").exists()
     assert (elsewhere / "precious").exists()
 
@@ -197,9 +283,9 @@ def test_links_lead_nowhere(root: Path, tree: SourceTree, tmp_path: Path) -> Non
 def test_the_first_of_two_stays_and_the_oldest_goes_first(root: Path, tree: SourceTree, tmp_path: Path) -> None:
     notes = Notes()
     other = built(tmp_path / "other", native__more=b"of the second build")
-    kept.keep(root, DIGEST, other, tree, notes)
+    keep(root, DIGEST, other, tree, notes)
     assert not (root / DIGEST / "files/native/more").exists()
-    kept.keep(root, "e" * 32, other, tree, notes)
+    keep(root, "e" * 32, other, tree, notes)
     os.utime(root / DIGEST, (1e9, 1e9))
     size = sum(path.stat().st_size for path in (root / ("e" * 32)).rglob("*") if path.is_file())
     assert kept.prune(root, size + 100) == 1

@@ -78,6 +78,10 @@ def test_the_environment_is_offline_and_has_the_commits_time() -> None:
     assert environment["CPATH"] == f"/kwdb-headers/{'0b' * 16}"
     assert environment["PATH"] == "/kwdb-shims:/scratch/tools:/opt/go/bin:/usr/bin"
     assert (environment["KWDB_PATH"], environment["KWDB_CCACHE"]) == ("/opt/go/bin:/usr/bin", "/usr/bin/ccache")
+    other = recipes.environment(tree("V3.1.0"), {"PATH": "/usr/lib/ccache:/usr/lib64/ccache/bin:/usr/bin",
+                                                 "CPATH": "/opt/include"}, headers)
+    assert other["KWDB_PATH"] == "/usr/bin", "what leads back to ccache would be called without end"
+    assert other["CPATH"].endswith(":/opt/include")
     without = recipes.environment(tree("V3.1.0"), {}, headers, use_ccache=False)
     assert without["KWDB_CCACHE"] == ""
     assert environment["CC"] == "gcc-12"
@@ -144,6 +148,7 @@ def test_the_date_of_a_build_is_the_commits(date: Callable[..., str]) -> None:
 def test_what_is_made_for_dependencies_has_a_time_that_is_no_commits(tools: Tools, directory: str) -> None:
     assert tools("g++", "-c", "a.cc", "-o", f"{directory}/a.o")[0] == "1980"
     assert tools("cc", "-o", f"{directory}/a.o", "-c", "a.c")[0] == "1980"
+    assert tools("cc", "-c", "a.c", f"-o{directory}/a.o")[0] == "1980"
     assert tools("g++", "-c", "a.cc", "-o", "/kwdb/src/a.o", f"-I{directory}", f"{directory}/b.a")[0] == "2023"
     assert tools("g++", "-c", "a.cc", "-o", "/kwdb/native-not/a.o")[0] == "2023"
 
@@ -182,7 +187,7 @@ class Tools:
 
     def __call__(self, name: str, *arguments: str, ccache: bool = True, code: int = 0) -> tuple[str, ...]:
         environment = {
-            "PATH": f"{self.links}:{os.environ['PATH']}", "KWDB_PATH": f"/no/such/place:{self.compilers}",
+            "PATH": f"{self.links}:{os.environ['PATH']}", "KWDB_PATH": f"/no/such/place:{self.compilers}:{self.place}",
             "KWDB_CCACHE": f"{self.place}/ccache" if ccache else "", "TMPDIR": f"{self.place}/scratch",
             "SOURCE_DATE_EPOCH": "1700000000", "CODE": str(code),
         }
