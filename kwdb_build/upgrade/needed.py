@@ -21,16 +21,21 @@ if TYPE_CHECKING:
 def needed_builds(home: Path, artifacts: Sequence[Artifact]) -> dict[str, str]:
     """Key -> why. The build of every run that can be resumed, and the new and the old one of the last upgrade.
 
-    The old build is the stored one whose kwbase is byte for byte what the upgrade replaced. A run that cannot be read
-    protects nothing of its own: what it needs lies in its directory.
+    The old build is the stored one whose kwbase is byte for byte what the upgrade replaced. A run whose state cannot be
+    read counts as one that can be resumed, and as an upgrade: a damaged file is no leave to remove what it may need.
     """
     needed: dict[str, str] = {}
     last: RunDirectory | None = None
     for run in RunDirectory.all(home):
-        if is_open(run) and (key := _key(run)):
-            needed[key] = f"run {run.id} can be resumed with it"
-        result = _outcome(run)
-        if result in {"upgraded", "rolled-back"}:
+        try:
+            why = f"run {run.id} can be resumed with it" if is_open(run) else ""
+            result = load_result(run)
+            upgraded = result is not None and result.outcome in {"upgraded", "rolled-back"}
+        except (OSError, ValueError, KwdbBuildError):
+            why, upgraded = f"run {run.id} cannot be read, and may need it", True
+        if why and (key := _key(run)):
+            needed[key] = why
+        if upgraded:
             last = run
     if last is not None:
         if key := _key(last):
@@ -49,14 +54,6 @@ def _key(run: RunDirectory) -> str:
         return ""
 
 
-def _outcome(run: RunDirectory) -> str:
-    try:
-        result = load_result(run)
-    except (OSError, ValueError):
-        return ""
-    return result.outcome if result else ""
-
-
 def _replaced_kwbase(run: RunDirectory) -> set[str]:
     if not (run.replaced / RECORD).exists():
         return set()
@@ -67,10 +64,14 @@ def _replaced_kwbase(run: RunDirectory) -> set[str]:
 
 
 def needed_sources(home: Path) -> tuple[Path, ...]:
-    """Source trees and opened bundles of runs that can be resumed."""
+    """Source trees and opened bundles of runs that can be resumed, or whose state cannot be read."""
     found = []
     for run in RunDirectory.all(home):
-        if is_open(run):
+        try:
+            wanted = is_open(run)
+        except (OSError, ValueError, KwdbBuildError):
+            wanted = True
+        if wanted:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 bundle = read_json(run.request)["choice"]["bundle"]
                 found += [Path(bundle)] if bundle else []

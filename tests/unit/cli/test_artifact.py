@@ -152,3 +152,19 @@ def test_what_the_last_upgrade_needs_is_not_pruned(call: Call, artifact: Artifac
         "V3.1.0": (True, "not one of the newest"),
     }
     assert (artifact.path.exists(), old.path.exists(), spare.path.exists()) == (True, True, False)
+
+
+def test_a_run_that_cannot_be_read_keeps_its_build(call: Call, artifact: Artifact, home: Path) -> None:
+    """Its result was cut off by a full disk, say: what it may need to go back stays, and prune does not fail."""
+    from kwdb_build.files import write_json
+
+    place = home / "runs" / "0001-20261122T121401Z"
+    place.mkdir(parents=True)
+    write_json(place / "artifact.json", artifact)
+    (place / "result.json").write_text('{"run": "0001')
+    code, answer = call("prune", "--keep", "0")
+    assert code == 0
+    assert [(one["removed"], one["reason"]) for one in answer["artifacts"]] == [
+        (False, f"run {place.name} cannot be read, and may need it"),
+    ]
+    assert artifact.path.exists()
