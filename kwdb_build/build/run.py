@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kwdb_build.build import caches, conditions, kept, results
 from kwdb_build.build import recipe as recipes
+from kwdb_build.build.diagnosis import first_error
 from kwdb_build.build.failure import failure
 from kwdb_build.build.history import FILE, BuildHistory, BuildRecord
 from kwdb_build.build.inputs import dependencies_digest, headers_of
@@ -301,7 +302,8 @@ class Run:
         if result.returncode != 0 or not said:
             raise BuildError(
                 f"the built kwbase does not run: `kwbase version` ended with exit code {result.returncode}",
-                context="\n".join(lines[-10:]), log=bench.log,
+                context=first_error(lines) or "\n".join(lines[-10:]), log=bench.log,
+                hint="the tree or its options are at fault, not the compiler; the log has all that it printed",
             )
         if said != version.text:
             raise BuildError(

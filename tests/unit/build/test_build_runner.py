@@ -281,6 +281,13 @@ def test_a_kwbase_that_is_not_the_one_wanted(
     assert said in error.message
 
 
+def test_a_kwbase_that_panics_is_shown_with_its_first_words(call: Callable[..., Any], tmp_path: Path) -> None:
+    said = ("panic: runtime error: slice bounds out of range", "", "goroutine 1 [running]:", *["main.f()"] * 40)
+    error = failed(call, tmp_path, StandIn(install=complete(), version=said, version_code=2))
+    assert error.context.startswith("panic: runtime error: slice bounds out of range")
+    assert error.hint
+
+
 @pytest.mark.parametrize("raised", [KeyboardInterrupt(), EngineError("gone")])
 def test_a_cancelled_build_leaves_nothing(call: Callable[..., Any], tmp_path: Path, raised: BaseException) -> None:
     with pytest.raises(type(raised)):
