@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from kwdb_build import command, files
 from kwdb_build.errors import DependencyError
+from kwdb_build.scratch import scratch_directory
 from kwdb_build.toolchain import apt
 from kwdb_build.toolchain.load import digest_of
 
@@ -69,15 +70,13 @@ def bootstrap(toolchain: Toolchain, *, settings: Settings, progress: Progress, l
         return target
     images.mkdir(parents=True, exist_ok=True)
     require_mmdebstrap()
-    files.require_space(images, _NEEDED_BYTES, "base image")
-    archives = fetch_packages(toolchain, settings=settings, progress=progress, log=log)
-    partial = images / f".{target.name}.{os.getpid()}.part"
-    try:
+    with scratch_directory(images, ".base-") as scratch:  # what a killed one left goes before room is asked for
+        files.require_space(images, _NEEDED_BYTES, "base image")
+        archives = fetch_packages(toolchain, settings=settings, progress=progress, log=log)
+        partial = scratch / target.name
         make(archives, partial, architecture=toolchain.architecture, progress=progress, log=log)
         files.fsync_file(partial)
         partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
     files.fsync_directory(images)
     return target
 
@@ -112,14 +111,14 @@ def _fetch(
     log: Path,
 ) -> None:
     sources, only_debian = apt.sources_for(toolchain.release, chosen=settings.apt_sources)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as temporary:
+    with scratch_directory(cache, ".fetch-") as temporary:
         progress.update("reading the package lists")
         private = apt.PrivateApt.create(
-            Path(temporary) / "apt", sources, architecture=toolchain.architecture, only_debian=only_debian,
+            temporary / "apt", sources, architecture=toolchain.architecture, only_debian=only_debian,
             ca_bundle=settings.ca_bundle, log=log,
         )
         _refuse_gone(missing, private.available([entry.name for entry in missing]), toolchain.name, log)
-        received = Path(temporary) / "received"
+        received = temporary / "received"
         private.download(
             missing, received,
             on_number=lambda number: progress.update("fetching packages", done=number, total=len(missing)),

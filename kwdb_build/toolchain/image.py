@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from kwdb_build import files, network
 from kwdb_build.errors import SpaceError
+from kwdb_build.scratch import scratch_directory
 from kwdb_build.toolchain import apt, base_image, given_base, wheels
 from kwdb_build.toolchain.flatten import flatten
 from kwdb_build.toolchain.load import (
@@ -29,6 +28,7 @@ from kwdb_build.toolchain.lock import differences, lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from kwdb_build.config import Settings
     from kwdb_build.console import Progress
@@ -112,8 +112,7 @@ def ensure_image(
                 else f"{info.kind} system df; {info.kind} image prune",
             )
         base, network = _base(toolchain, engine=engine, settings=settings, progress=progress, log=log)
-        with tempfile.TemporaryDirectory(dir=images, prefix=".context-") as temporary:
-            context = Path(temporary)
+        with scratch_directory(images, ".context-") as context:
             fill_context(toolchain, context, settings=settings, progress=progress, log=log)
             lent = toolchain.base_image and lend_network(toolchain, context, settings)
             progress.update("making the build image")

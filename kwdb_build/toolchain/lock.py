@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from kwdb_build import files
 from kwdb_build.errors import DependencyError
+from kwdb_build.scratch import scratch_directory
 from kwdb_build.toolchain import apt, wheels
 from kwdb_build.toolchain.load import LOCK_FILE, LOCK_SCHEMA, Lock, LockedWheel, Wanted, numbers, read_wanted
 
@@ -77,10 +78,8 @@ def _wheel_digest(
 ) -> str:
     progress.update(f"fetching the wheel {name} {version}")
     cache = wheels.cache_of(settings)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as temporary:
-        found = wheels.download(
-            name, version, architecture=architecture, into=Path(temporary), settings=settings, log=log
-        )
+    with scratch_directory(cache, ".fetch-") as temporary:
+        found = wheels.download(name, version, architecture=architecture, into=temporary, settings=settings, log=log)
         digest = files.sha256_of(found)
         found.replace(cache / f"{digest}.whl")
     return digest

@@ -8,7 +8,6 @@ import platform
 import shutil
 import stat
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from kwdb_build import command, network
 from kwdb_build.errors import DependencyError
 from kwdb_build.files import sha256_of
+from kwdb_build.scratch import scratch_directory
 
 if TYPE_CHECKING:
     from kwdb_build.config import Settings
@@ -76,9 +76,9 @@ def fetch(wheel: Wheel, *, architecture: str, cache: Path, settings: Settings, l
         if (stored := cache / f"{digest}.whl").is_file() and sha256_of(stored) == digest:
             return stored
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as temporary:
+    with scratch_directory(cache, ".fetch-") as temporary:
         found = download(
-            wheel.name, wheel.version, architecture=architecture, into=Path(temporary), settings=settings, log=log
+            wheel.name, wheel.version, architecture=architecture, into=temporary, settings=settings, log=log
         )
         digest = sha256_of(found)
         if digest not in wheel.sha256:

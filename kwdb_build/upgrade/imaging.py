@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from kwdb_build.build import archive
 from kwdb_build.build import image as images
 from kwdb_build.errors import UsageError
+from kwdb_build.scratch import scratch_directory
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kwdb_build.build.image import MadeImage, User
     from kwdb_build.config import Settings
     from kwdb_build.console import Console
@@ -40,11 +41,11 @@ def make_image(
         with archive.explained(output), archive.writing(output) as stream:
             return write(stream)
     engine = workshop.engine  # before the work, as it may not answer
-    with archive.explained(work), tempfile.NamedTemporaryFile(prefix=".image-", suffix=".tar", dir=work) as scratch:
-        made = write(scratch)
-        scratch.flush()
+    with archive.explained(work), scratch_directory(work, ".image-") as scratch:
+        with (scratch / "image.tar").open("w+b") as stream:
+            made = write(stream)
         console.update("loading it into the engine")
-        engine.load_image(Path(scratch.name))
+        engine.load_image(scratch / "image.tar")
     return made
 
 

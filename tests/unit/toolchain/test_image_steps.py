@@ -103,6 +103,16 @@ def test_ready_base_is_given_to_from_with_its_network(toolchain: Toolchain, sett
     assert not list((settings.home / "images").glob(".context-*")), "the context is thrown away"
 
 
+def test_what_a_killed_one_left_is_removed(toolchain: Toolchain, settings: Settings) -> None:
+    images = settings.home / "images"
+    left = [images / ".context-of-a-killed-one", images / "wheels" / ".fetch-of-a-killed-one"]
+    for directory in left:
+        directory.mkdir(parents=True)
+        (directory / "image.tar").write_bytes(b"half")
+    ensure(toolchain, RememberingEngine(), settings)
+    assert [directory for directory in left if directory.exists()] == []
+
+
 def test_failed_build_can_be_tried_again(toolchain: Toolchain, settings: Settings) -> None:
     engine = RememberingEngine(failure=EngineError("no"))
     with pytest.raises(EngineError):
