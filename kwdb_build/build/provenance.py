@@ -140,7 +140,7 @@ def provenance_of(
                 },
                 "resolvedDependencies": [
                     *_sources(tree), *_tools(toolchain),
-                    {"name": "build image", "uri": toolchain.image_tag, **_image_digest(invocation.image)},
+                    {"name": "build image", "uri": sbom.image_purl(toolchain), **_image_digest(invocation.image)},
                 ],
             },
             "runDetails": {

