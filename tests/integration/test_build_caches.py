@@ -27,6 +27,7 @@ from tests.integration.redisbox import KEY, redis_client, resp, through
 from tests.integration.tool import Answer, Tool
 from tests.integration.webbox import running_web
 from tests.minikwdb.repositories import MiniRepositories
+from tests.notes import Notes
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -175,14 +176,6 @@ def test_the_second_build_of_a_key_waits_for_the_first_and_takes_its_result(warm
     assert "another kwdb-build is building" in second.err
     assert second.json["artifact"] == json.loads(out)["artifact"]
     assert len(BuildHistory(warm.home / FILE).all()) == 1
-
-
-class Notes(Progress):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def compiled(

@@ -13,11 +13,11 @@ from kwdb_build.build import kept
 from kwdb_build.build import recipe as recipes
 from kwdb_build.build.inputs import Headers
 from kwdb_build.build.recipe import GOPATH, SOURCE
-from kwdb_build.console import Progress
 from kwdb_build.engine.base import Mount, RunSpec
 from kwdb_build.engine.docker import DockerEngine
 from kwdb_build.files import sha256_of
 from kwdb_build.model import SOURCE_SUFFIX, SourceTree, Toolchain, Version
+from tests.notes import Notes
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -111,14 +111,6 @@ def fresh(gopath: Path) -> SourceTree:
         path=gopath / SOURCE_SUFFIX, url="", ref="", commit=commit.hexsha, version=Version.parse("V3.2.1"),
         commit_time=COMMIT_TIME, submodules=(),
     )
-
-
-class Notes(Progress):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def make(engine: DockerEngine, toolchain: Toolchain, tree: SourceTree, log: Path) -> list[str]:

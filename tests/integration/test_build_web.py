@@ -8,23 +8,15 @@ from pathlib import Path
 import pytest
 
 from kwdb_build.build.remote import shared
-from kwdb_build.console import Progress
 from kwdb_build.errors import UsageError
 from tests.integration.certs import certificates
 from tests.integration.redisbox import KEY, resp, through
 from tests.integration.webbox import Web, running_web
+from tests.notes import Notes
 from tests.ports import free_port
 
 ENTRY = "/ccache/" + KEY[7:9] + "/" + KEY[9:]
 LARGE = "v" * 3_000_000 + "\r\n" + resp("FLUSHALL").decode()
-
-
-class Notes(Progress):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.fixture

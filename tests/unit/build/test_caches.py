@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kwdb_build.build import caches
-from kwdb_build.console import Progress
 from kwdb_build.model import Toolchain
+from tests.notes import Notes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,14 +22,6 @@ TOOLCHAIN = Toolchain(
     name="t", path=Path("/t"), distribution="debian", release="12", architecture="amd64", packages=(),
     locked_packages=(), wheels=(), environment={}, serves="", lock_digest="d" * 64,
 )
-
-
-class Notes(Progress):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.fixture

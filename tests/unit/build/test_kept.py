@@ -15,18 +15,11 @@ import pytest
 from kwdb_build.build import kept
 from kwdb_build.console import Progress
 from kwdb_build.model import SourceTree, Version
+from tests.notes import Notes
 
 SOURCE = Path("src/gitee.com/kwbasedb")
 COMMIT_TIME = 1_750_500_000  # 2025-06-21
 DIGEST = "d" * 32
-
-
-class Notes(Progress):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.fixture
