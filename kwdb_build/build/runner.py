@@ -201,13 +201,12 @@ class Bench:
 
     @contextlib.contextmanager
     def run(self, surroundings: Conditions = conditions.USUAL, *, cold: bool = False) -> Iterator[Run]:
-        """Build in a working copy that vanishes at the end; yields it when make has succeeded.
+        """Build in a working copy that vanishes at the end; yields it when make has succeeded. tidy() goes before.
 
         cold: without ccache and kept libraries, and with an empty cache of its own for Go. A failed copy stays when it
         was asked for.
         """
         uid, gid = surroundings.identity or build_identity()
-        self.tidy()
         with (
             full_disk_said(self.work_dir, f"building {self.tree.version}", log=self.log),
             scratch_directory(self.work_dir, _PREFIX) as scratch,
