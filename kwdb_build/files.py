@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 PRIVATE = 0o600
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What the operating system says when there is no more room, for all or for this user."""
 _FICLONE = 0x40049409
 _FLOCK = struct.Struct("@hhqqi0q")
 """struct flock of 64-bit Linux: type, whence, start, length, pid."""
@@ -189,7 +191,7 @@ def full_disk_said(place: Path, doing: str, *, log: Path | None = None) -> Itera
     try:
         yield
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+        if error.errno not in NO_SPACE:
             raise
         raise SpaceError(
             f"the file system of {place} became full while {doing}", context=str(error), log=log,

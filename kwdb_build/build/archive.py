@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 from kwdb_build.build.inspection import architecture_of, this_architecture
 from kwdb_build.build.store import BESIDE, MANIFEST
 from kwdb_build.errors import AccessError, LockedError, SpaceError, UsageError
-from kwdb_build.files import fsync_directory, require_file
+from kwdb_build.files import NO_SPACE, fsync_directory, require_file
 
 if sys.version_info >= (3, 14):
     from compression.zstd import CompressionParameter as _Parameter
@@ -181,7 +181,7 @@ def explained(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        if error.errno in {*NO_SPACE, errno.EFBIG}:
             raise SpaceError(
                 f"{target} could not be written: {error.strerror}", hint="free space there, or choose another place"
             ) from error

@@ -7,7 +7,6 @@ more than is written there, and no document that would fill the memory of a mach
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
 import os
@@ -21,7 +20,7 @@ from kwdb_build.build.inspection import architecture_of, inspect, require, this_
 from kwdb_build.build.manifest import parse_manifest
 from kwdb_build.build.store import BESIDE, DIRECTORIES, MANIFEST, PROVENANCE, SBOM, SIGNATURES
 from kwdb_build.errors import AccessError, ArtifactError, SpaceError, UsageError
-from kwdb_build.files import human_bytes, require_space, write_atomic
+from kwdb_build.files import NO_SPACE, human_bytes, require_space, write_atomic
 
 if sys.version_info >= (3, 14):
     from compression.zstd import ZstdError as _ZstdError
@@ -264,7 +263,7 @@ def _explained_damage(path: Path, root: Path) -> Iterator[None]:
     except (tarfile.TarError, EOFError, ValueError, _ZstdError, UnicodeError, RecursionError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        if error.errno in NO_SPACE:
             raise SpaceError(
                 f"{path} could not be unpacked: {error.strerror}", hint=f"free space on the file system of {root}"
             ) from error

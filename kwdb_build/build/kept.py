@@ -14,20 +14,28 @@ that still holds a directory of another's working copy must not change what a th
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import stat
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from kwdb_build.build.recipe import DEPENDENCIES, GOPATH, NATIVE, THIRD_PARTY
 from kwdb_build.errors import ArtifactError
-from kwdb_build.files import check_manifest, human_bytes, load_json, manifest_of, tree_bytes, walk_all, write_json
+from kwdb_build.files import (
+    NO_SPACE,
+    check_manifest,
+    human_bytes,
+    load_json,
+    manifest_of,
+    tree_bytes,
+    walk_all,
+    write_json,
+)
 from kwdb_build.model import SOURCE_SUFFIX, FileRecord
 from kwdb_build.scratch import remove_tree, scratch_directory
 
@@ -44,7 +52,7 @@ _CONFIGURE = "*/configure"
 """Below DEPENDENCIES: autoconf makes it in the source, and one that is newer than what it made has that made anew."""
 _FILES, _MANIFEST = "files", "manifest.json"
 _NEW = ".new-"
-_NOT_KEPT = "the libraries that came with this source are not kept for the next build"
+NOT_KEPT = "the libraries that came with this source are not kept for the next build"
 _CHUNK = 1 << 20
 _SHORTEST_NAME = 7
 """Of a commit, as git abbreviates."""
@@ -56,7 +64,7 @@ class Manifest:
 
     places: tuple[str, ...]
     files: tuple[FileRecord, ...]
-    directories: tuple[str, ...] = field(default=())
+    directories: tuple[str, ...]
     schema: int = 1
 
 
@@ -80,7 +88,7 @@ def take(root: Path, digest: str, gopath: Path, *, uid: int, gid: int, newer_tha
         check_manifest(entry / _FILES, manifest.files)
         _copy(entry / _FILES, gopath, manifest, uid, gid)
     except (ArtifactError, OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
             raise
         progress.note(f"the libraries kept in {entry} are damaged: they are removed, and built anew")
         _discard(entry)
@@ -109,7 +117,7 @@ def keep(
     if not any(place in _BUILT for place in present) or (entry / _MANIFEST).is_file():
         return
     if (size := sum(_size(gopath / place) for place in present)) > limit_bytes:
-        progress.note(f"{_NOT_KEPT}: they take {human_bytes(size)} of at most {human_bytes(limit_bytes)} (a part of "
+        progress.note(f"{NOT_KEPT}: they take {human_bytes(size)} of at most {human_bytes(limit_bytes)} (a part of "
                       "cache_size)")
         return
     root.mkdir(mode=0o700, exist_ok=True)
@@ -119,7 +127,7 @@ def keep(
             (gopath / place).rename(new / _FILES / place)
         _own(new / _FILES)
         if reason := _unfit(new / _FILES, marks_of(tree)):
-            progress.note(f"{_NOT_KEPT}: {reason}")
+            progress.note(f"{NOT_KEPT}: {reason}")
             return
         directories = [path for path in sorted(walk_all(new / _FILES)) if path.is_dir() and not path.is_symlink()]
         write_json(new / _MANIFEST, Manifest(

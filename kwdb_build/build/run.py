@@ -113,9 +113,7 @@ class Run:
             )
         except (OSError, ValueError) as error:
             # The build is stored: it must not fail for what only spares the next one time.
-            self._bench.progress.note(
-                f"the libraries that came with this source are not kept for the next build: {error}"
-            )
+            self._bench.progress.note(f"{kept.NOT_KEPT}: {error}")
 
     @property
     def _keeps(self) -> bool:
@@ -236,15 +234,14 @@ class Run:
                 bench.progress.note(f"kept: the container; this runs make again in it: `{result.kept}`")
         if bench.wishes.shell_on_failure:
             bench.progress.note(f"error: {error.message}\n{error.context}")
-            asked = " ".join(self.make_spec(target).argv[2:])
+            asked = " ".join(self.argv(target))
             bench.progress.note(f"a shell where the build failed; what make was asked for: `{asked}`")
             with bench.progress.paused():
                 bench.engine.run(self._shell_spec(), on_line=bench.progress.note, log=bench.log)
 
-    @property
-    def argv(self) -> tuple[str, ...]:
-        """The command line of the build, as a person would type it inside."""
-        return self.make_spec().argv[2:]
+    def argv(self, target: str = "") -> tuple[str, ...]:
+        """The command line of the build, or of another target, as a person would type it inside."""
+        return self.make_spec(target).argv[2:]
 
     def _shell_spec(self) -> RunSpec:
         from dataclasses import replace

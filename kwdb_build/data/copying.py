@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from kwdb_build.errors import AccessError, BackupError, KwdbBuildError, SpaceError
-from kwdb_build.files import clone
+from kwdb_build.files import NO_SPACE, clone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20
 _ZEROS = bytes(1 << 16)
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _CONTENT_LABELS = {"security.ima", "security.evm"}
 """Signatures over the content itself: right on a copy, wrong on a new file that takes the old one's place."""
@@ -180,7 +179,7 @@ def explained(action: str, path: Path, *, hint: str = "") -> Iterator[None]:
 def explain(error: OSError, action: str, path: Path, *, hint: str = "") -> KwdbBuildError:
     """Error for an OSError that happened while doing `action` with `path`."""
     context = str(error)
-    if error.errno in _NO_SPACE:
+    if error.errno in NO_SPACE:
         return SpaceError(
             f"the disk became full while {action}: {path}", context=context, hint=hint or "free space and try again"
         )
@@ -194,4 +193,4 @@ def explain(error: OSError, action: str, path: Path, *, hint: str = "") -> KwdbB
 
 def is_no_space(error: OSError) -> bool:
     """Full disk or quota."""
-    return error.errno in _NO_SPACE
+    return error.errno in NO_SPACE

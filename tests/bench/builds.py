@@ -136,7 +136,7 @@ class Bench:
             f"--user={spec.uid}:{spec.gid}", f"--workdir={spec.workdir}",
             *(f"--volume={mount.source}:{mount.target}" for mount in spec.mounts),
             *(f"--env={name}={value}" for name, value in spec.environment.items()), image,
-            *run.argv,
+            *run.argv(),
         ]
         with (self.home / "logs" / "bare.log").open("ab") as log:
             began = time.monotonic()
