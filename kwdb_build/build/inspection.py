@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kwdb_build.build import provenance, sbom, signing
 from kwdb_build.build.store import BESIDE, PROVENANCE, SBOM, SIGNATURES, signature_kinds
-from kwdb_build.errors import ArtifactError, SignatureError
+from kwdb_build.errors import ArtifactError, SignatureError, UsageError
 from kwdb_build.files import check_manifest
 from kwdb_build.model import CheckResult, Verdict
 
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 """`uname -m` -> the name that toolchains and package archives use."""
 _NONE = "none: stored by a kwdb-build that did not write it yet"
+
+
+class SignedAlreadyError(UsageError):
+    """A signature of that kind is there, and was not said to go."""
+
+    reference = "signed-already"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +105,16 @@ def require(artifact: Artifact, rows: tuple[CheckResult, ...], *, hint: str = ""
     )
 
 
-def sign_build(store: ArtifactStore, artifact: Artifact, signer: signing.Signer) -> Path:
+def sign_build(
+    store: ArtifactStore, artifact: Artifact, signer: signing.Signer, *, replace: bool = False
+) -> Path:
     """Sign the provenance of a stored build that is verified first; return where the signature lies.
 
-    Errors: ArtifactError (changed, or without provenance), SignatureError, DependencyError.
+    A build has one signature of each kind. One that is there may be somebody else's: it goes only with replace.
+    Errors: SignedAlreadyError, ArtifactError (changed, or without provenance), SignatureError, DependencyError.
     """
+    if signer.kind in signature_kinds(artifact) and not replace:  # before anything is hashed or a passphrase asked for
+        raise _signed(artifact, signer.kind)
     store.hold(artifact)
     if not attestation_of(artifact).provenance:
         raise ArtifactError(
@@ -111,8 +122,19 @@ def sign_build(store: ArtifactStore, artifact: Artifact, signer: signing.Signer)
             hint="it was stored by an older kwdb-build: remove it and build again",
         )
     name = SIGNATURES[signer.kind]
-    store.attach(artifact, name, signing.sign(signer, artifact.path / PROVENANCE))
+    if not store.attach(artifact, name, signing.sign(signer, artifact.path / PROVENANCE), replace=replace):
+        raise _signed(artifact, signer.kind)
     return artifact.path / name
+
+
+def _signed(artifact: Artifact, kind: str) -> SignedAlreadyError:
+    option = {"ssh": "--allowed-signers", "gpg": "--keyring", "minisign": "--pubkey"}[kind]
+    return SignedAlreadyError(
+        f"{artifact.version} ({artifact.key.short}) has a signature of the kind {kind} already",
+        context=str(artifact.path / SIGNATURES[kind]),
+        hint=f"`kwdb-build artifact verify {artifact.key.short} {option} …` tells whose it is; `artifact sign "
+        "--replace` puts yours in its place, a key of another kind signs beside it",
+    )
 
 
 def _files(artifact: Artifact) -> CheckResult:

@@ -110,8 +110,8 @@ def _take_signatures(store: ArtifactStore, stored: Artifact, incoming: Path, pro
         progress.note("its signature is not kept: the build that was stored before has a provenance of its own")
         return
     for name in lacking:
-        store.attach(stored, name, (incoming / name).read_bytes())
-        progress.note(f"added its signature {name} to the build that was stored before")
+        if store.attach(stored, name, (incoming / name).read_bytes(), replace=False):
+            progress.note(f"added its signature {name} to the build that was stored before")
 
 
 class _Incoming:

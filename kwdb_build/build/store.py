@@ -267,17 +267,23 @@ class ArtifactStore:
     def _contents(self) -> dict[str, Path]:
         return {entry.sha256: one.path / entry.path for one in self.list() for entry in one.files if not entry.link}
 
-    def attach(self, artifact: Artifact, name: str, content: bytes) -> None:
-        """Add (or replace) one document beside the files of a stored build; readers see the old or the new one."""
+    def attach(self, artifact: Artifact, name: str, content: bytes, *, replace: bool = True) -> bool:
+        """Add one document beside the files of a stored build; readers see the old or the new one.
+
+        False when there is one of that name already which is not to be replaced: it stays as it is.
+        """
         with self.scratch(f"adding {name} to {artifact.key.short}") as temporary:
             write_atomic(temporary / name, content, mode=0o444)
             with gate(self.root):
+                if not replace and (artifact.path / name).exists():
+                    return False
                 artifact.path.chmod(0o755)
                 try:
                     (temporary / name).rename(artifact.path / name)
                 finally:
                     artifact.path.chmod(0o555)
             fsync_directory(artifact.path)
+        return True
 
     def remove(self, artifact: Artifact) -> bool:
         """Remove a stored build; False when some process uses it."""

@@ -208,10 +208,11 @@ def artifact_import(
 @click.argument("key")
 @click.option("--with", "signer", required=True, metavar="KIND:KEY", help="ssh:KEYFILE, gpg:KEYID or minisign:KEYFILE.")
 @click.option("--passphrase-file", type=_PATH, help="File with the key's passphrase (else the program's own agent).")
+@click.option("--replace", is_flag=True, help="Put it in the place of a signature of the same kind, whoever made that.")
 @common
 @verb
 def artifact_sign(
-    console: Console, settings: Settings, *, key: str, signer: str, passphrase_file: Path | None
+    console: Console, settings: Settings, *, key: str, signer: str, passphrase_file: Path | None, replace: bool
 ) -> int:
     """Verify the build, then sign it."""
     from kwdb_build.build.inspection import sign_build
@@ -220,7 +221,7 @@ def artifact_sign(
     store = _store(settings)
     one = store.resolve(key)
     kind = parse_signer(signer, passphrase_file=passphrase_file)
-    path = sign_build(store, one, kind)
+    path = sign_build(store, one, kind, replace=replace)
     if console.as_json:
         console.data({"artifact": _facts(one), "signature": path})
     else:

@@ -207,12 +207,14 @@ class Workshop:
         )
 
     def _sign(self, artifact: Artifact, signer: Signer) -> None:
-        """Sign a build that has no signature of that kind yet."""
-        from kwdb_build.build.inspection import sign_build
-        from kwdb_build.build.store import signature_kinds
+        """Sign a build; a signature of that kind which is there already stays, whoever made it."""
+        from kwdb_build.build.inspection import SignedAlreadyError, sign_build
 
-        if signer.kind not in signature_kinds(artifact):
+        try:
             path = sign_build(self.store, artifact, signer)
+        except SignedAlreadyError as error:
+            self._console.note(f"  not signed again: {error.context} is there (`artifact sign --replace` replaces it)")
+        else:
             self._console.note(f"  signed: {path}")
 
 

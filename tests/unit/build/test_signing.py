@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from kwdb_build.build import signing
-from kwdb_build.build.inspection import inspect, require, sign_build
+from kwdb_build.build.inspection import SignedAlreadyError, inspect, require, sign_build
 from kwdb_build.build.signing import Signer, Trust
 from kwdb_build.build.store import PROVENANCE, SIGNATURES, ArtifactStore
-from kwdb_build.errors import ArtifactError, DependencyError, SignatureError, UsageError
+from kwdb_build.errors import ArtifactError, DependencyError, ExitCode, SignatureError, UsageError
 from kwdb_build.model import Artifact, Verdict
 from tests.unit.build.artifactbox import add_build, spoil
 from tests.unit.build.keys import KINDS, make_key, own_gnupg, run
@@ -84,6 +84,42 @@ def test_one_kind_does_not_stand_for_another(store: ArtifactStore, artifact: Art
     assert verdict(artifact, both)[0] == Verdict.OK
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_second_signature_does_not_replace_the_first_unasked(
+    store: ArtifactStore, artifact: Artifact, tmp_path: Path, kind: str
+) -> None:
+    first, second = make_key(kind, tmp_path / "keys", "first"), make_key(kind, tmp_path / "keys", "second")
+    path = sign_build(store, artifact, first.signer)
+    made = path.read_bytes()
+    with pytest.raises(SignedAlreadyError, match=f"of the kind {kind} already") as caught:
+        sign_build(store, artifact, second.signer)
+    assert caught.value.exit_code == ExitCode.USAGE
+    assert "--replace" in caught.value.hint
+    assert path.read_bytes() == made
+    assert verdict(artifact, first.trust)[0] == Verdict.OK
+
+    sign_build(store, artifact, second.signer, replace=True)
+    assert verdict(artifact, first.trust)[0] == Verdict.FAIL
+    assert verdict(artifact, second.trust)[0] == Verdict.OK
+
+
+def test_who_signs_meanwhile_is_not_replaced(
+    store: ArtifactStore, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, quick = make_key("ssh", tmp_path / "keys", "slow"), make_key("ssh", tmp_path / "keys", "quick")
+    real = signing.sign
+
+    def while_another_signs(signer: Signer, document: Path) -> bytes:
+        monkeypatch.setattr(signing, "sign", real)
+        sign_build(store, artifact, quick.signer)
+        return real(signer, document)
+
+    monkeypatch.setattr(signing, "sign", while_another_signs)
+    with pytest.raises(SignedAlreadyError):
+        sign_build(store, artifact, slow.signer)
+    assert verdict(artifact, quick.trust)[0] == Verdict.OK
+
+
 @pytest.mark.parametrize("kind", ["ssh", "gpg"])  # a minisign key with a password takes a GiB of memory, by design
 def test_a_passphrase_comes_from_a_file_and_never_from_a_command_line(
     store: ArtifactStore, artifact: Artifact, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -104,7 +140,7 @@ def test_a_passphrase_comes_from_a_file_and_never_from_a_command_line(
     if kind == "gpg":
         subprocess.run(["gpgconf", "--kill", "gpg-agent"], check=True)
     with pytest.raises(SignatureError) as caught:
-        sign_build(store, artifact, signer)
+        sign_build(store, artifact, signer, replace=True)
     assert "passphrase" in caught.value.hint
 
 

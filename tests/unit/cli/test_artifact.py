@@ -99,6 +99,9 @@ def test_sign_then_verify_then_carry_to_another_home(call: Call, artifact: Artif
     allowed.write_text(f"me {key.with_suffix('.pub').read_text()}")
     code, answer = call("sign", "latest", "--with", f"ssh:{key}")
     assert (code, answer["artifact"]["signatures"]) == (0, ["ssh"])
+    code, answer = call("sign", "latest", "--with", f"ssh:{key}")
+    assert (code, answer["error"]["reference"]) == (ExitCode.USAGE, "signed-already")
+    assert call("sign", "latest", "--with", f"ssh:{key}", "--replace")[0] == 0
 
     code, answer = call("export", "latest", "-o", str(tmp_path))
     assert code == 0
