@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import sys
+try:
+    import contextlib
+    import os
+    import signal
+    import sys
+except KeyboardInterrupt:  # nothing has begun: no reason to show a person where Python was
+    raise SystemExit(130) from None
 
 _INTERRUPTED = 130
 """errors.ExitCode.INTERRUPTED, which is not imported here: signals are taken over first."""
@@ -13,12 +16,15 @@ _INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line and exit with its documented code."""
-    _open_missing_streams()
-    _read_names_as_utf8()
-    end_in_order()
-    from kwdb_build.cli import run
-
-    code = run(sys.argv[1:])
+    try:
+        _open_missing_streams()
+        _read_names_as_utf8()
+        end_in_order()
+        from kwdb_build.cli import run
+    except KeyboardInterrupt:  # while Python still imports: nothing has begun, and there is nothing to say
+        code = _INTERRUPTED
+    else:
+        code = run(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
         # What cannot be written any more was reported already; the code below is the answer that counts.
         with contextlib.suppress(OSError, ValueError):

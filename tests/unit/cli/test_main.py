@@ -129,6 +129,38 @@ def test_a_stopped_call_has_its_code_even_when_the_signal_came_while_code_from_a
     assert done.returncode == ExitCode.INTERRUPTED, done.stderr
 
 
+_STOPS_AT = """
+import os, signal, sys
+
+class Stops:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            sys.stderr.write("interrupted here")
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Stops())
+sys.argv = ["kwdb-build", "artifact", "list"]
+for loaded in ("contextlib",):  # what Python's own start may have imported
+    sys.modules.pop(loaded, None)
+from kwdb_build.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["contextlib", "kwdb_build.cli", "kwdb_build.cli.main", "click", "kwdb_build.errors", "kwdb_build.cli.artifact"]
+)
+def test_ctrl_c_while_python_still_imports_ends_without_a_traceback(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _STOPS_AT.format(name=name)], check=False, capture_output=True, text=True, timeout=30,
+        cwd=ROOT,
+    )
+    assert done.returncode == ExitCode.INTERRUPTED, done.stderr
+    assert done.stderr.startswith("interrupted here"), "the interrupt came where it was meant to"
+    assert done.stderr.removeprefix("interrupted here").strip() in {"", "stopped on request"}
+
+
 @pytest.mark.parametrize(
     ("words", "code"), [(["build", "V1", "--no-such"], ExitCode.USAGE), (["build", "V1", "-j", "many"], ExitCode.USAGE)]
 )
