@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import os
 import stat
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ CCACHE_SHARE, GO_SHARE, KEPT_SHARE = 2, 4, 4
 """How much of the limit each may take: one of so many parts."""
 _DIGEST_LENGTH = 64
 _PRUNE_TO = 0.9
+_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ def opened(
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = _lock_of(place)
     try:
-        if _alone(fd) and not _prepare(place, uid, gid):
+        if _alone_soon(fd) and not _prepare(place, uid, gid):
             _check(place / "data" / "go", progress)
         fcntl.flock(fd, fcntl.LOCK_SH)
         # Again: an exclusive lock does not become a shared one at once, and remove() may have come between.
@@ -169,6 +171,18 @@ def listed(root: Path) -> tuple[CacheFacts, ...]:
     return tuple(sorted(found, key=lambda facts: facts.used_at, reverse=True))
 
 
+def in_use(place: Path) -> bool:
+    """Whether a build uses one toolchain's caches now. Nothing is written: the lock's time tells the last use."""
+    try:
+        fd = os.open(place.with_name(f"{place.name}.lock"), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _alone(fd)
+    finally:
+        os.close(fd)
+
+
 def remove(place: Path) -> bool:
     """Remove one toolchain's caches; False while a build uses them, and when they are gone already."""
     fd = _lock_of(place)
@@ -196,6 +210,14 @@ def _used_at(place: Path) -> float:
         return place.with_name(f"{place.name}.lock").stat().st_mtime
     except FileNotFoundError:
         return place.stat().st_mtime
+
+
+def _alone_soon(fd: int) -> bool:
+    """As _alone(), but not deceived by who looks whether a build runs, which takes the lock for a moment."""
+    if _alone(fd):
+        return True
+    time.sleep(_LOOK_S)
+    return _alone(fd)
 
 
 def _alone(fd: int) -> bool:

@@ -75,12 +75,13 @@ def cache_prune(console: Console, settings: Settings, *, days: int, dry_run: boo
     for one in caches.listed(settings.home / caches.DIRECTORY):
         if days and time.time() - one.used_at < days * 86_400:
             continue
-        if dry_run or caches.remove(one.path):
+        gone = not caches.in_use(one.path) if dry_run else caches.remove(one.path)
+        if gone:
             removed.append(one)
         elif one.path.exists():
             kept.append(one)
     for one in kept:
-        console.note(f"{one.name}: a build uses it, left alone")
+        console.note(f"{one.name}: a build uses it, {'would be ' if dry_run else ''}left alone")
     freed = sum(one.ccache_bytes + one.go_bytes + one.kept_bytes for one in removed)
     if console.as_json:
         console.data({"dry_run": dry_run, "removed": removed, "in_use": kept, "freed_bytes": freed})

@@ -3,7 +3,8 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pytest
 
 from kwdb_build.build import caches
 from kwdb_build.build.history import FILE, BuildHistory
@@ -11,9 +12,6 @@ from kwdb_build.cli.main import main
 from kwdb_build.console import Progress
 from tests.unit.build.test_caches import TOOLCHAIN
 from tests.unit.build.test_history_and_watch import RECORD
-
-if TYPE_CHECKING:
-    import pytest
 
 
 def use(home: Path) -> Path:
@@ -53,3 +51,29 @@ def test_old_caches_are_removed(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["build-cache", "prune", "--home", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["freed_bytes"] == 100
     assert not data.parent.exists()
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_caches_in_use_stay_and_are_said_to(tmp_path: Path, capsys: pytest.CaptureFixture[str], dry_run: bool) -> None:
+    data = use(tmp_path)
+    free = data.parent.with_name("other-0123456789abcdef")
+    (free / "data").mkdir(parents=True)
+    (free / "data" / "object").write_bytes(b"x" * 100)
+    words = ["build-cache", "prune", "--unused-for", "0", "--home", str(tmp_path), *(["-n"] if dry_run else [])]
+    with caches.opened(
+        tmp_path / caches.DIRECTORY, TOOLCHAIN, uid=os.geteuid(), gid=os.getegid(), limit_bytes=1 << 20,
+        progress=Progress(),
+    ):
+        capsys.readouterr()
+        assert main(words) == 0
+        said = capsys.readouterr().err
+        assert f"{data.parent.name}: a build uses it, {'would be ' if dry_run else ''}left alone" in said
+        assert f"{'would go' if dry_run else 'gone'}: {free.name}" in said
+        assert data.exists()
+        assert free.exists() is dry_run
+        assert main([*words, "--json"]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert [one["name"] for one in answer["in_use"]] == [data.parent.name]
+        assert [one["name"] for one in answer["removed"]] == ([free.name] if dry_run else [])
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["in_use"] == []
