@@ -24,11 +24,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from kwdb_build import command
 from kwdb_build.errors import BundleError, UsageError
-from kwdb_build.files import fsync_directory, full_disk_said, human_bytes, require_file, require_space, sha256_of
+from kwdb_build.files import fsync_directory, full_disk_said, human_bytes, require_space, sha256_of
 from kwdb_build.model import SOURCE_SUFFIX, Patch, SourceTree, to_json
 from kwdb_build.scratch import scratch_directory
 from kwdb_build.source.client import GitClient
 from kwdb_build.source.packing import PackedRepository, unpack_repositories
+from kwdb_build.source.partial import whole_file
 from kwdb_build.source.patches import PatchFile, keep
 from kwdb_build.source.prepared import prepared
 
@@ -125,22 +126,13 @@ def members_of(directory: Path) -> tuple[Member, ...]:
 
 def write_bundle(contents: Contents, directory: Path, target: Path, *, sign: Path | None, progress: Progress) -> str:
     """Pack directory into target; it appears only when it is whole and on disk. Returns the digest of its contents."""
-    require_file(target)
     text = (json.dumps(to_json(contents), indent=1, sort_keys=True) + "\n").encode()
     signature = _sign(text, sign) if sign is not None else b""
-    fd, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    temporary = Path(name)
-    try:
-        with full_disk_said(target.parent, f"writing {target.name}"), os.fdopen(fd, "wb") as stream:
-            with zstd_open(stream, "wb", options=_OPTIONS) as packed:
-                _write_members(packed, contents, text, signature, directory, progress)
-            stream.flush()
-            os.fchmod(stream.fileno(), 0o644)
-            os.fsync(stream.fileno())
-        temporary.replace(target)
-        fsync_directory(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        whole_file(target, begins=_MAGIC) as stream,
+        zstd_open(stream, "wb", options=_OPTIONS) as packed,
+    ):
+        _write_members(packed, contents, text, signature, directory, progress)
     return hashlib.sha256(text).hexdigest()
 
 

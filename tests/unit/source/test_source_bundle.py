@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import signal
 import subprocess
 import sys
 import tarfile
@@ -233,6 +234,71 @@ def test_keys_that_cannot_sign(laid_out: Path, tmp_path: Path) -> None:
             bundle.write_bundle(contents, laid_out, tmp_path / "out", sign=key, progress=Progress())
     assert not (tmp_path / "out").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
+
+
+_KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from kwdb_build.source.partial import whole_file
+
+with whole_file(Path(sys.argv[1]), begins=bytes.fromhex("28b52ffd")) as stream:
+    stream.write(bytes.fromhex("28b52ffd")[: int(sys.argv[2])])
+    stream.flush()
+    print("writing", flush=True)
+    sys.stdin.read()  # until the test has seen it
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("written", [0, 2, 4])
+def test_what_a_killed_call_left_goes_with_the_next_and_nothing_else(
+    laid_out: Path, tmp_path: Path, written: int
+) -> None:
+    place = tmp_path / "stick"
+    place.mkdir()
+    target = place / "a+b.kwdb-bundle"
+
+    def write() -> None:
+        bundle.write_bundle(contents_of(laid_out), laid_out, target, sign=None, progress=Progress())
+
+    others = {
+        ".a+b.kwdb-bundle.mynotes1.part": b"no bundle", ".a+b.kwdb-bundle.part": b"\x28\xb5\x2f\xfd",
+        ".aab.kwdb-bundle.abcdefgh.part": b"\x28\xb5\x2f\xfd", "a+b.kwdb-bundle.abcdefgh.part": b"\x28\xb5\x2f\xfd",
+    }
+    for name, content in others.items():
+        (place / name).write_bytes(content)
+    (place / ".a+b.kwdb-bundle.alink123.part").symlink_to(tmp_path)
+    (place / ".a+b.kwdb-bundle.adir1234.part").mkdir()
+    before = set(place.iterdir())
+    with subprocess.Popen(
+        [sys.executable, "-c", _KILLED_WHILE_WRITING, str(target), str(written)], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3],
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "writing\n"
+        [partial] = set(place.iterdir()) - before
+        write()
+        assert partial.exists(), "it is being written"
+        assert writer.stdin is not None
+        writer.stdin.close()
+        assert writer.wait(30) == -signal.SIGKILL
+    assert partial.exists(), "kill -9 leaves it"
+    write()
+    assert set(place.iterdir()) == before | {target}
+    check(target)
+
+
+def test_a_place_that_may_be_written_to_but_not_listed(
+    laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    contents = contents_of(laid_out)
+    monkeypatch.setattr("kwdb_build.source.partial.Path.iterdir", refuse)
+    bundle.write_bundle(contents, laid_out, tmp_path / "out", sign=None, progress=Progress())
+    monkeypatch.undo()
+    check(tmp_path / "out")
 
 
 # --------------------------------------------------------------------- opening
