@@ -15,7 +15,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from kwdb_build.errors import UsageError
 from kwdb_build.model import SOURCE_SUFFIX
@@ -23,8 +23,13 @@ from kwdb_build.model import SOURCE_SUFFIX
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from kwdb_build.build.includes import Includes
     from kwdb_build.build.inputs import Headers
     from kwdb_build.model import BuildOptions, SourceTree, Version
+
+Depth = Literal["", "own", "all"]
+"""Which compilations ccache may know by the compiler's list of what it read (its depend mode): none, all but those of
+KWDB's bundled libraries, all."""
 
 RECIPE_VERSION = 4
 """Part of the build key: raised whenever a change here (or to what the runner does to the result) changes bytes."""
@@ -53,6 +58,9 @@ DEPENDENCIES = ("kwbase/c-deps", "kwdbts2/third_party")
 DEPENDENCIES_TIME = 315_532_800
 """SOURCE_DATE_EPOCH of all that is compiled there, 1980-01-01 as with Nix: with the time of the commit in it, what was
 built for one commit would be wrong for each other one (rocksdb has __DATE__ in it)."""
+COMMIT_MACRO = "GIT_COMMIT_ID"
+"""KWDB's CMake gives it to every compiler, with the commit's name. No source of V2.0.3.2 to V3.2.1 reads it, but a
+command line that differs by it is another one to ccache: each commit would be compiled whole."""
 CACHE = PurePosixPath("/kwdb-cache")
 """Where what earlier builds compiled is mounted: ccache/ and go/."""
 REMOTE = PurePosixPath("/kwdb-remote")
@@ -64,7 +72,7 @@ last=-o
 for word in "$PWD/" "$@"; do
     case "$last $word" in
         "-o {NATIVE}"/* | "-o {THIRD_PARTY}"/* | *" -o{NATIVE}"/* | *" -o{THIRD_PARTY}"/*)
-            export SOURCE_DATE_EPOCH={DEPENDENCIES_TIME} ;;
+            export SOURCE_DATE_EPOCH={DEPENDENCIES_TIME} library=yes ;;
     esac
     last=$word
 done
@@ -87,13 +95,18 @@ exec /bin/date -d "@${{SOURCE_DATE_EPOCH:?}}" "$@"
 TOOL_SHIM = f"""\
 #!/bin/sh
 # Any compiler, by way of ccache, and cmake (where it is called by this name): with a time of their own for
-# dependencies.
+# dependencies. A compiler that lists all it reads need not run its preprocessor for ccache first, and what CMake only
+# tries, in a directory with a new name each time, ccache would never find again.
+library=
 {_TIME_OF_PLACE}\
+case "$KWDB_DEPEND$library  $* " in
+    all*" -MD "* | "own "*" -MD "*) export CCACHE_DEPEND=1 ;;
+esac
 name=${{0##*/}}
 IFS=:
 for directory in $KWDB_PATH; do
     [ -x "$directory/$name" ] || continue
-    case $name in cmake) KWDB_CCACHE= ;; esac
+    case $name:$PWD in cmake:* | *:*/CMakeFiles/*) KWDB_CCACHE= ;; esac
     [ -x "$KWDB_CCACHE" ] && exec "$KWDB_CCACHE" "$directory/$name" "$@"
     exec "$directory/$name" "$@"
 done
@@ -149,8 +162,8 @@ _VARIABLE_NAME = re.compile(r"^[A-Z][A-Z0-9_]*$")
 _VARIABLE_VALUE = re.compile(r"^[A-Za-z0-9_./:=,+@%-]*$")
 _RESERVED = frozenset({
     "BUILD_TYPE", "BUILDINFO_TAG", "CGO_CPPFLAGS", "CMAKE_CONFIG_OPTIONS", "GOCACHE", "GOFLAGS", "GOPATH", "HOME",
-    "CPATH", "INSTALL_PATH", "KWDB_CCACHE", "KWDB_PATH", "MAKEFLAGS", "NCPUS", "PATH", "SHELL", "SOURCE_DATE_EPOCH",
-    "TMPDIR",
+    "CPATH", "INSTALL_PATH", "KWDB_CCACHE", "KWDB_DEPEND", "KWDB_PATH", "MAKEFLAGS", "NCPUS", "PATH", "SHELL",
+    "SOURCE_DATE_EPOCH", "TMPDIR",
 })
 _CMAKE_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 _CMAKE_RESERVED = frozenset({"CMAKE_BUILD_TYPE", "CMAKE_INSTALL_PREFIX", "PROTOBUF_DIR", "KWBASE_OSS"})
@@ -295,7 +308,7 @@ def cmake_environment(options: BuildOptions) -> dict[str, str]:
 
 
 def environment(
-    tree: SourceTree, toolchain_environment: Mapping[str, str], headers: Headers, *, use_ccache: bool = True
+    tree: SourceTree, toolchain_environment: Mapping[str, str], headers: Headers, includes: Includes | None
 ) -> dict[str, str]:
     """The whole environment of the build: the toolchain's own, then what makes the build offline and repeatable.
 
@@ -305,10 +318,12 @@ def environment(
 
     ccache gets no base_dir (everything has a fixed path) and no sloppiness: with time_macros a file that uses __DATE__
     would come from the cache with the date of another commit, and the bytes would differ from those of a cold build.
-    gcc takes __DATE__ from SOURCE_DATE_EPOCH, and ccache counts that in. Its quick look-up knows which headers a file
-    included and their contents, but not that a new one now comes before one of them. So the digest of all headers'
-    names stands in CPATH, as a directory that is not there: that look-up counts CPATH in, and the thorough one, by
-    what the preprocessor says, does not.
+    gcc takes __DATE__ from SOURCE_DATE_EPOCH, and ccache counts that in. Its quick look-up knows which files a source
+    included and their contents, but not that another one now comes before one of them. So the digest of what decides
+    that stands in CPATH, as a directory that is not there: that look-up counts CPATH in, and the thorough one, by what
+    the preprocessor says, does not.
+
+    includes: None for a build without ccache.
     """
     # Without a directory of links to ccache: our stand-ins call that, and it would find them as its compilers.
     path = ":".join(
@@ -319,7 +334,7 @@ def environment(
         **toolchain_environment,
         "PATH": f"{SHIMS}:{TOOLS}:{path}",
         "KWDB_PATH": path,
-        "KWDB_CCACHE": str(CCACHE) if use_ccache else "",
+        **({"KWDB_CCACHE": ""} if includes is None else _ccache_environment(includes, toolchain_environment)),
         "HOME": str(HOME),
         "TMPDIR": str(SCRATCH),
         "LC_ALL": "C.UTF-8",
@@ -333,12 +348,6 @@ def environment(
         "GOENV": "off",
         "GOCACHE": str(CACHE / "go"),
         "CGO_CPPFLAGS": f"-DKWDB_BUILD_HEADERS_{headers.contents[:32]}",
-        "CPATH": ":".join(filter(None, (f"/kwdb-headers/{headers.names[:32]}", toolchain_environment.get("CPATH")))),
-        "CCACHE_DIR": str(CACHE / "ccache"),
-        "CCACHE_COMPILERCHECK": "content",
-        "CCACHE_CONFIGPATH": str(SHIMS / "no-ccache.conf"),  # there is none: a cache brings no settings of its own
-        "CCACHE_NOINODECACHE": "1",
-        "CCACHE_STATSLOG": str(SCRATCH / "ccache.log"),
         # The working copy is the build's own, but git also looks at the owner of the mount point.
         "GIT_CONFIG_NOSYSTEM": "1",
         # A dependency that asks git for its revision must not be told KWDB's: brpc does, from where CMake builds it. It
@@ -348,6 +357,20 @@ def environment(
         "GIT_CONFIG_KEY_0": "safe.directory",
         "GIT_CONFIG_VALUE_0": "*",
         "GIT_TERMINAL_PROMPT": "0",
+    }
+
+
+def _ccache_environment(includes: Includes, toolchain_environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        "KWDB_CCACHE": str(CCACHE),
+        "KWDB_DEPEND": includes.depth,
+        "CPATH": ":".join(filter(None, (f"/kwdb-includes/{includes.order[:32]}", toolchain_environment.get("CPATH")))),
+        "CCACHE_DIR": str(CACHE / "ccache"),
+        "CCACHE_COMPILERCHECK": "content",
+        "CCACHE_CONFIGPATH": str(SHIMS / "no-ccache.conf"),  # there is none: a cache brings no settings of its own
+        "CCACHE_IGNOREOPTIONS": "" if includes.reads_commit else f"-D{COMMIT_MACRO}=*",
+        "CCACHE_NOINODECACHE": "1",
+        "CCACHE_STATSLOG": str(SCRATCH / "ccache.log"),
     }
 
 

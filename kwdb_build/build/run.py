@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import time
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +15,13 @@ from kwdb_build.build import recipe as recipes
 from kwdb_build.build.diagnosis import first_error
 from kwdb_build.build.failure import failure
 from kwdb_build.build.history import FILE, BuildHistory, BuildRecord
+from kwdb_build.build.includes import includes_of
 from kwdb_build.build.inputs import dependencies_digest, headers_of
 from kwdb_build.build.key import build_key
 from kwdb_build.build.watch import Watch
 from kwdb_build.engine.base import Mount, RunSpec
 from kwdb_build.errors import BuildError, SpaceError
-from kwdb_build.files import human_bytes
+from kwdb_build.files import human_bytes, write_atomic
 from kwdb_build.scratch import keep
 from kwdb_build.source.inspect import copy_tree
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
     from kwdb_build.build.conditions import Conditions
     from kwdb_build.build.history import CacheUse
+    from kwdb_build.build.includes import Includes
     from kwdb_build.build.inputs import Headers
     from kwdb_build.build.remote import Remote
     from kwdb_build.build.runner import Bench
@@ -38,6 +42,11 @@ NAME = "build"
 """What all builds' containers are known by."""
 _DIGEST_LENGTH = 32
 _RESULT = "/kwdb-result"
+_LIST_HEADERS = (
+    "(", "-path", "/proc", "-o", "-path", "/sys", "-o", "-path", "/dev", "-o", "-path", _RESULT, ")", "-prune", "-o",
+    "!", "-type", "d", "(", "-path", "*/include*", "-o", "-name", "*.h", "-o", "-name", "*.hpp", ")",
+)
+"""find's words for the headers of an image; those of C++ itself have no ending."""
 _VERSION_LINE = re.compile(r"^(?:KaiwuDB|KWDB) Version:\s*(?P<version>\S+)")
 
 
@@ -128,6 +137,36 @@ class Run:
         return headers_of(self._bench.tree.path)
 
     @cached_property
+    def _includes(self) -> Includes | None:
+        return includes_of(self._bench.tree.path, self._system_headers()) if self._lasting else None
+
+    def _system_headers(self) -> frozenset[bytes] | None:
+        """Names of all headers in the build image, looked up once for each image; None when it cannot be listed."""
+        bench = self._bench
+        identity = bench.engine.image_id(bench.image) or bench.image
+        known = self._cache.parent / f"headers-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+        if not known.is_file():
+            place = self._scratch / "listing"
+            place.mkdir()
+            os.chown(place, self._uid, self._gid)
+            mount = Mount(source=place, target=_RESULT, read_only=False)
+            path = bench.toolchain.environment.get("PATH", "/usr/bin:/bin")
+            spec = self.spec(
+                ("find", "/", *_LIST_HEADERS, "-fprintf", f"{_RESULT}/headers", r"%f\n"), mounts=(mount,),
+                environment={"PATH": path, "LC_ALL": "C"}, workdir=_RESULT, name="headers",
+            )
+            spec = replace(spec, listed=(*spec.listed, "/usr/include"))
+            result = bench.engine.run(spec, on_line=_ignore, log=bench.log)
+            found = (place / "headers").read_bytes() if (place / "headers").is_file() else b""
+            # 1 is that it may not read everything, and the compiler may not, either.
+            if result.returncode not in {0, 1} or b"stdio.h\n" not in found:
+                bench.progress.note("the build image's headers cannot be listed: a new header in the source will make "
+                                    "all C and C++ be compiled anew")
+                return None
+            write_atomic(known, found)
+        return frozenset(known.read_bytes().splitlines())
+
+    @cached_property
     def _dependencies(self) -> str:
         return dependencies_digest(self._bench.tree, self._bench.options, self._headers)[:_DIGEST_LENGTH]
 
@@ -144,7 +183,7 @@ class Run:
         path = self._bench.toolchain.environment.get("PATH", "/usr/bin:/bin")
         spec = self.spec(argv, mounts=(mount,), environment={"PATH": path}, workdir=str(conditions.PRELOAD),
                          name="otherwise")
-        if self._bench.engine.run(spec, on_line=lambda _line: None, log=self._bench.log).returncode != 0:
+        if self._bench.engine.run(spec, on_line=_ignore, log=self._bench.log).returncode != 0:
             raise BuildError("the image's gcc cannot compile what changes clock and order", log=self._bench.log)
 
     def make(self) -> None:
@@ -186,7 +225,7 @@ class Run:
         ]
         environment = {
             **recipes.environment(
-                bench.tree, bench.toolchain.environment, self._headers, use_ccache=self._lasting
+                bench.tree, bench.toolchain.environment, self._headers, self._includes
             ),
             **recipes.cmake_environment(bench.options),
             "CCACHE_MAXSIZE": f"{bench.cache_bytes // caches.CCACHE_SHARE >> 20}M",
@@ -244,8 +283,6 @@ class Run:
         return self.make_spec(target).argv[2:]
 
     def _shell_spec(self) -> RunSpec:
-        from dataclasses import replace
-
         spec = self.make_spec()
         prompt = {"PS1": f"{self._bench.tree.version} {recipes.SOURCE}$ ", "TERM": os.environ.get("TERM", "dumb")}
         return replace(
@@ -320,6 +357,10 @@ class Run:
             hostname=self._surroundings.hostname, keep_failed=keep_failed, timeout_s=timeout_s,
             listed=tuple(filter(None, (bench.toolchain.environment.get("GOROOT"),))),
         )
+
+
+def _ignore(_line: str) -> None:
+    """What nobody needs to see: the log has it."""
 
 
 class _Said:

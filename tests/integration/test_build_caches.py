@@ -16,6 +16,7 @@ import pytest
 
 from kwdb_build.build.caches import DIRECTORY, place_of
 from kwdb_build.build.history import FILE, BuildHistory, BuildRecord
+from kwdb_build.build.recipe import SOURCE
 from kwdb_build.build.remote import shared
 from kwdb_build.build.watch import parse_stats
 from kwdb_build.console import Progress
@@ -120,6 +121,51 @@ def test_a_header_that_comes_before_another_one_is_seen_by_what_includes_that(
     after = files_of(answer)
     assert after["lib/libkwdbts2.so"] != before["lib/libkwdbts2.so"]
     assert b"a header that came later" in (Path(answer.json["artifact"]["path"]) / "lib/libkwdbts2.so").read_bytes()
+
+
+def added(files: dict[str, list[str]], target: Path) -> Path:
+    """A patch with new files."""
+    target.write_text("".join(
+        f"--- /dev/null\n+++ b/{name}\n@@ -0,0 +1,{len(lines)} @@\n" + "".join(f"+{line}\n" for line in lines)
+        for name, lines in files.items()
+    ))
+    return target
+
+
+def test_another_commit_with_a_new_header_compiles_no_cpp(warm: Tool, tmp_path: Path) -> None:
+    """KWDB's CMake gives the commit's name to every compiler, and nothing reads it there."""
+    header = added({"kwdbts2/src/not_read_yet.h": ["#pragma once"]}, tmp_path / "header.patch")
+    files_of(warm("build", "patched", "--patch", str(header), "--json"))
+    use = last_build(warm).cache
+    assert [name for name in use.files if name.endswith(".cpp")] == [], "what cgo compiles counts all headers"
+    assert use.hits >= 8
+
+
+def test_what_ccache_is_not_told_of_is_built_right(warm: Tool, tmp_path: Path) -> None:
+    """A source that reads the commit's name, and a file that only the assembler reads."""
+    patch = tmp_path / "reads.patch"
+    built = []
+    for ref, embedded in (("V1.1.0", "first words"), ("patched", "second words")):
+        added({
+            "kwdbts2/src/embedded.txt": [embedded],
+            "kwdbts2/src/embedding.inc": [
+                'const char *commit_of_build() { return "commit " GIT_COMMIT_ID; }',
+                f'__asm__(".section .rodata\\n.incbin \\"{SOURCE}/kwdbts2/src/embedded.txt\\"\\n.text");',
+            ],
+        }, patch)
+        changed(
+            warm.repositories, "kwdbts2/src/table.cpp", '#include "table.h"',
+            '#include "embedding.inc"', tmp_path / "include.patch",
+        )
+        answer = warm(
+            "build", ref, "--patch", str(patch), "--patch", str(tmp_path / "include.patch"), "--json",
+        )
+        files_of(answer)
+        library = (Path(answer.json["artifact"]["path"]) / "lib/libkwdbts2.so").read_bytes()
+        assert embedded.encode() in library
+        built.append(library)
+        assert f"commit {answer.json['artifact']['commit']}".encode() in library
+    assert built[0] != built[1]
 
 
 @pytest.mark.slow

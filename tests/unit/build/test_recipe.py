@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kwdb_build.build import recipe as recipes
+from kwdb_build.build.includes import Includes
 from kwdb_build.build.inputs import Headers
 from kwdb_build.errors import UsageError
 from kwdb_build.model import BuildOptions, SourceTree, Version
@@ -72,18 +74,26 @@ def test_options_that_a_shell_could_act_on_are_refused(options: BuildOptions) ->
 
 
 def test_the_environment_is_offline_and_has_the_commits_time() -> None:
-    headers = Headers(contents="0a" * 32, names="0b" * 32)
-    environment = recipes.environment(tree("V3.1.0"), {"PATH": "/opt/go/bin:/usr/bin", "CC": "gcc-12"}, headers)
+    headers = Headers(contents="0a" * 32, names="")
+    includes = Includes(order="0b" * 32, reads_commit=False, embeds=False, libraries_embed=True)
+    environment = recipes.environment(
+        tree("V3.1.0"), {"PATH": "/opt/go/bin:/usr/bin", "CC": "gcc-12"}, headers, includes
+    )
     assert environment["CGO_CPPFLAGS"] == f"-DKWDB_BUILD_HEADERS_{'0a' * 16}"
-    assert environment["CPATH"] == f"/kwdb-headers/{'0b' * 16}"
+    assert environment["CPATH"] == f"/kwdb-includes/{'0b' * 16}"
+    assert environment["KWDB_DEPEND"] == "own"
+    assert environment["CCACHE_IGNOREOPTIONS"] == "-DGIT_COMMIT_ID=*"
+    reading = recipes.environment(tree("V3.1.0"), {}, headers, replace(includes, reads_commit=True))
+    assert reading["CCACHE_IGNOREOPTIONS"] == ""
     assert environment["PATH"] == "/kwdb-shims:/scratch/tools:/opt/go/bin:/usr/bin"
     assert (environment["KWDB_PATH"], environment["KWDB_CCACHE"]) == ("/opt/go/bin:/usr/bin", "/usr/bin/ccache")
     other = recipes.environment(tree("V3.1.0"), {"PATH": "/usr/lib/ccache:/usr/lib64/ccache/bin:/usr/bin",
-                                                 "CPATH": "/opt/include"}, headers)
+                                                 "CPATH": "/opt/include"}, headers, includes)
     assert other["KWDB_PATH"] == "/usr/bin", "what leads back to ccache would be called without end"
     assert other["CPATH"].endswith(":/opt/include")
-    without = recipes.environment(tree("V3.1.0"), {}, headers, use_ccache=False)
+    without = recipes.environment(tree("V3.1.0"), {}, headers, None)
     assert without["KWDB_CCACHE"] == ""
+    assert "CPATH" not in without
     assert environment["CC"] == "gcc-12"
     assert environment["SOURCE_DATE_EPOCH"] == "86400"
     assert environment["GOPROXY"] == "off"
@@ -158,11 +168,30 @@ def test_compilers_are_found_by_every_name_and_go_through_ccache(tools: Tools) -
     for name in ("g++", "gcc-12", "x86_64-linux-gnu-g++-12", "clang", "c99"):
         assert tools(name, *awkward) == ("2023", "ccache", f"{tools.compilers}/{name}", *awkward)
         assert tools(name, *awkward, ccache=False) == ("2023", f"{tools.compilers}/{name}", *awkward)
+    trial = tools.place / "build/CMakeFiles/CMakeScratch/TryCompile-x"
+    trial.mkdir(parents=True)
+    assert tools("g++", "-c", "x.cc", cwd=trial) == ("2023", f"{tools.compilers}/g++", "-c", "x.cc")
     assert tools("cmake", "-S", ".") == ("2023", f"{tools.compilers}/cmake", "-S", ".")
     assert tools("g++", "-o", "x", code=3)[-2:] == ("-o", "x")
     assert sorted(path.name for path in tools.links.iterdir()) == [
         "c99", "cc", "clang", "cmake", "g++", "gcc-12", "x86_64-linux-gnu-g++-12",
     ], "and neither gcc-ar nor what another program is named"
+
+
+def test_a_compiler_that_lists_what_it_reads_is_not_preceded_by_its_preprocessor(tools: Tools) -> None:
+    library = "/kwdb/native/lz4"
+    listing = ("-O2", "-MD", "-MF", "a.d", "-c", "a.cc", "-o")
+    answers = {
+        depth: [
+            tools.depends(depth, "g++", *words)
+            for words in ((*listing, "a.o"), (*listing, f"{library}/a.o"), ("-MD", "-o", "a.o"),
+                          ("-MMD", "-c", "a.cc", "-o", "a.o"), ("-c", "a.cc", "-o", "a.o"))
+        ]
+        for depth in ("all", "own", "")
+    }
+    assert answers == {
+        "all": [True, True, True, False, False], "own": [True, False, True, False, False], "": [False] * 5,
+    }, "-MMD leaves out what lies in a directory of system headers, which some of the bundled ones do"
 
 
 class Tools:
@@ -178,22 +207,29 @@ class Tools:
         names = ("cc", "g++", "gcc-12", "gcc-ar", "gcc-ar-12", "x86_64-linux-gnu-g++-12", "clang", "c99", "cmake", "ld")
         for name in names:
             (self.compilers / name).write_text(
-                '#!/bin/sh\nYEAR=$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y)\nprintf "%s\\0" "$YEAR" $CACHED "$0" "$@"\n'
+                '#!/bin/sh\nYEAR=$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y)\n'
+                'printf "%s\\0" "$YEAR" $CACHED ${CCACHE_DEPEND:+depend} "$0" "$@"\n'
                 "exit ${CODE:-0}\n"
             )
         (place / "ccache").write_text('#!/bin/sh\nCACHED=ccache exec "$@"\n')
         for path in (place / "tool", place / "enter", place / "ccache", *self.compilers.iterdir()):
             path.chmod(0o755)
 
-    def __call__(self, name: str, *arguments: str, ccache: bool = True, code: int = 0) -> tuple[str, ...]:
+    def depends(self, depth: str, name: str, *arguments: str) -> bool:
+        """Whether ccache is told to go by what the compiler lists."""
+        return "depend" in self(name, *arguments, depth=depth)
+
+    def __call__(
+        self, name: str, *arguments: str, ccache: bool = True, code: int = 0, depth: str = "", cwd: Path | None = None
+    ) -> tuple[str, ...]:
         environment = {
             "PATH": f"{self.links}:{os.environ['PATH']}", "KWDB_PATH": f"/no/such/place:{self.compilers}:{self.place}",
             "KWDB_CCACHE": f"{self.place}/ccache" if ccache else "", "TMPDIR": f"{self.place}/scratch",
-            "SOURCE_DATE_EPOCH": "1700000000", "CODE": str(code),
+            "SOURCE_DATE_EPOCH": "1700000000", "CODE": str(code), "KWDB_DEPEND": depth,
         }
         done = subprocess.run(
             [self.place / "enter", "022", name, *arguments], env=environment, check=False, capture_output=True,
-            text=True, timeout=60,
+            text=True, timeout=60, cwd=cwd,
         )
         assert (done.returncode, done.stderr) == (code, "")
         return tuple(done.stdout.split("\0")[:-1])
