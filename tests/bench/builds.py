@@ -129,13 +129,18 @@ class Bench:
             yield run
 
     def make(self, run: Run, image: str) -> float:
-        """Seconds of the bare command in a working copy: the compilers themselves, nothing of ours around make."""
+        """Seconds of the bare command in a working copy: the compilers themselves, nothing of ours around make.
+
+        Also not our `date`: KWDB's Makefile stamps the time into kwbase, so that each bare `make install` links it, and
+        once more when it installs it.
+        """
         spec = run.make_spec()
+        environment = {**spec.environment, "PATH": spec.environment["KWDB_PATH"]}
         argv = [
             "docker", "--host", self.workshop.engine.info().address, "run", "--rm", "--network=none", "--init",
             f"--user={spec.uid}:{spec.gid}", f"--workdir={spec.workdir}",
             *(f"--volume={mount.source}:{mount.target}" for mount in spec.mounts),
-            *(f"--env={name}={value}" for name, value in spec.environment.items()), image,
+            *(f"--env={name}={value}" for name, value in environment.items()), image,
             *run.argv(),
         ]
         with (self.home / "logs" / "bare.log").open("ab") as log:
@@ -155,6 +160,7 @@ class Bench:
             target = run.gopath / SOURCE_SUFFIX / changed
             target.write_bytes((new.path / changed).read_bytes())
             bare = self.make(run, image)
+        shutil.rmtree(self.home / DIRECTORY, ignore_errors=True)
         self.cold(old)
         ours = self.cold(new)
         return ours, bare, BuildHistory(self.home / FILE).all()[-1].cache
