@@ -67,6 +67,7 @@ class Run:
         self._surroundings = surroundings
         self._jobs = surroundings.jobs or bench.jobs
         self._watch: Watch | None = None
+        self._includes: Includes | None = None
         self.gopath = scratch / "gopath"
         self.shims = scratch / "shims"
 
@@ -102,6 +103,8 @@ class Run:
             (self.shims / name).write_text(text, encoding="utf-8")
             (self.shims / name).chmod(0o755)
         self.shims.chmod(0o755)
+        if self._lasting:
+            self._includes = includes_of(tree.path, self._system_headers())
         if self._keeps and kept.take(
             self._kept, self._dependencies, self.gopath, uid=self._uid, gid=self._gid, newer_than=tree.commit_time,
             progress=self._bench.progress,
@@ -135,10 +138,6 @@ class Run:
     @cached_property
     def _headers(self) -> Headers:
         return headers_of(self._bench.tree.path)
-
-    @cached_property
-    def _includes(self) -> Includes | None:
-        return includes_of(self._bench.tree.path, self._system_headers()) if self._lasting else None
 
     def _system_headers(self) -> frozenset[bytes] | None:
         """Names of all headers in the build image, looked up once for each image; None when it cannot be listed."""

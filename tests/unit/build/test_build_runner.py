@@ -55,6 +55,8 @@ class StandIn:
     version_code: int = 0
     raises: BaseException | None = None
     specs: list[RunSpec] = field(default_factory=list)
+    headers: str = "stdio.h\nvector\n"
+    listings: list[RunSpec] = field(default_factory=list)
 
     def image_id(self, tag: str) -> str | None:
         return f"sha256:{tag}"
@@ -66,6 +68,10 @@ class StandIn:
         return 0
 
     def run(self, spec: RunSpec, *, on_line: Callable[[str], None], log: Path) -> RunResult:
+        if spec.argv[0] == "find":
+            self.listings.append(spec)
+            (spec.mounts[0].source / "headers").write_text(self.headers)
+            return RunResult(returncode=1)
         self.specs.append(spec)
         if "version" in spec.argv:
             for line in self.version:
@@ -193,6 +199,26 @@ class FailsTests(StandIn):
         if "kwdbts2-test" in spec.argv:
             self.lines, self.result = self.tests_say, RunResult(returncode=2, kept="start it again")
         return super().run(spec, on_line=on_line, log=log)
+
+
+def test_the_headers_of_an_image_are_listed_once_and_a_list_that_is_none_is_said(
+    call: Callable[..., Any], tmp_path: Path
+) -> None:
+    first, second, empty, fails = (StandIn(install=complete()) for _ in range(4))
+    call(first)
+    shutil.rmtree(tmp_path / "store")
+    call(second)
+    assert (len(first.listings), len(second.listings)) == (1, 0)
+    assert first.listings[0].listed[-1] == "/usr/include"
+    assert first.specs[0].environment["CPATH"] == second.specs[0].environment["CPATH"]
+    for engine, said in ((empty, ""), (fails, "std")):
+        engine.headers = said
+        shutil.rmtree(tmp_path / "store")
+        shutil.rmtree(tmp_path / "build-cache")
+        notes = Notes()
+        call(engine, progress=notes)
+        assert any("headers cannot be listed" in note for note in notes.notes)
+    assert list((tmp_path / "build-cache").rglob("headers-*")) == []
 
 
 CTEST = ("1/1 Test #1: tag_test ...***Failed    0.02 sec", "row 3: expected 7, got 8", "make: *** [test] Error 8")
