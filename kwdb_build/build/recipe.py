@@ -102,6 +102,10 @@ library=
 case "$KWDB_DEPEND$library  $* " in
     all*" -MD "* | "own "*" -MD "*) export CCACHE_DEPEND=1 ;;
 esac
+case " $* " in  # macros, or the command line, get into the object as they are
+    *" -g3 "* | *" -ggdb3 "* | *" -frecord-gcc-switches "* | *" -"[fg]"record-command-line "*)
+        unset CCACHE_IGNOREOPTIONS ;;
+esac
 name=${{0##*/}}
 IFS=:
 for directory in $KWDB_PATH; do

@@ -194,6 +194,15 @@ def test_a_compiler_that_lists_what_it_reads_is_not_preceded_by_its_preprocessor
     }, "-MMD leaves out what lies in a directory of system headers, which some of the bundled ones do"
 
 
+def test_an_option_that_an_object_shows_is_not_ignored(tools: Tools) -> None:
+    seen = {
+        flag: "ignore" in tools("g++", "-g", flag, "-O3", '-DGIT_COMMIT_ID="1"', "-c", "a.cc", ignore="-DGIT_COMMIT_ID=*")
+        for flag in ("-g", "-O3", "-gno-record-gcc-switches", "-g3", "-ggdb3", "-frecord-gcc-switches",
+                     "-grecord-command-line", "-frecord-command-line")
+    }
+    assert list(seen.values()) == [True, True, True, False, False, False, False, False]
+
+
 class Tools:
     """What `enter` lays out of a directory of compilers that only say how they were called."""
 
@@ -208,7 +217,7 @@ class Tools:
         for name in names:
             (self.compilers / name).write_text(
                 '#!/bin/sh\nYEAR=$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y)\n'
-                'printf "%s\\0" "$YEAR" $CACHED ${CCACHE_DEPEND:+depend} "$0" "$@"\n'
+                'printf "%s\\0" "$YEAR" $CACHED ${CCACHE_DEPEND:+depend} ${CCACHE_IGNOREOPTIONS:+ignore} "$0" "$@"\n'
                 "exit ${CODE:-0}\n"
             )
         (place / "ccache").write_text('#!/bin/sh\nCACHED=ccache exec "$@"\n')
@@ -220,12 +229,14 @@ class Tools:
         return "depend" in self(name, *arguments, depth=depth)
 
     def __call__(
-        self, name: str, *arguments: str, ccache: bool = True, code: int = 0, depth: str = "", cwd: Path | None = None
+        self, name: str, *arguments: str, ccache: bool = True, code: int = 0, depth: str = "", ignore: str = "",
+        cwd: Path | None = None,
     ) -> tuple[str, ...]:
         environment = {
             "PATH": f"{self.links}:{os.environ['PATH']}", "KWDB_PATH": f"/no/such/place:{self.compilers}:{self.place}",
             "KWDB_CCACHE": f"{self.place}/ccache" if ccache else "", "TMPDIR": f"{self.place}/scratch",
             "SOURCE_DATE_EPOCH": "1700000000", "CODE": str(code), "KWDB_DEPEND": depth,
+            "CCACHE_IGNOREOPTIONS": ignore,
         }
         done = subprocess.run(
             [self.place / "enter", "022", name, *arguments], env=environment, check=False, capture_output=True,
