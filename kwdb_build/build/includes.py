@@ -32,7 +32,7 @@ _ASKED = re.compile(
     # A name that a later #include takes from a macro.
     rb"|\#[ \t]*define\b[^\n]*?[<\"]([\w./+-]+\.\w+)[>\"]"
 )
-_EMBEDS = re.compile(rb"\.incbin|\.include[ \t]+\\?\"")
+_EMBEDS = re.compile(rb"(?i)\.incbin|\.include[ \t]+\\?\"")
 """An assembler reads these files, and no compiler names them among what it read."""
 
 

@@ -104,7 +104,7 @@ def test_whether_a_source_reads_the_name_of_the_commit(source: Path, name: str, 
 @pytest.mark.parametrize(("name", "text", "depth"), [
     ("kwdbts2/engine/e.cpp", 'asm(".incbin \\"logo\\"");', ""), ("kwdbts2/a.S", '  .include "macros.s"', ""),
     ("kwdbts2/third_party/lz4/lz4.c", 'asm(".incbin \\"logo\\"");', "own"),
-    ("kwdbts2/third_party/lz4/lz4.h", '.incbin "logo"', ""),
+    ("kwdbts2/third_party/lz4/lz4.h", '.INCBIN "logo"', ""),
     ("kwdbts2/engine/e.cpp", 'set.include("x");', "all"), ("README.md", ".incbin", "all"),
 ])
 def test_what_an_assembler_reads_is_not_on_a_compilers_list(source: Path, name: str, text: str, depth: str) -> None:
