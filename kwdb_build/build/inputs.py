@@ -7,9 +7,10 @@ import json
 import os
 import stat
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from kwdb_build.build.evidence import climbs_out
 from kwdb_build.build.recipe import DEPENDENCIES, GOPATH, RECIPE_VERSION, recipe_for
 from kwdb_build.files import sha256_of
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 _INCLUDED = frozenset(
     {".def", ".h", ".hh", ".hpp", ".hxx", ".in", ".inc", ".inl", ".ipp", ".l", ".proto", ".tcc", ".y"}
 )
+_GENERATES = frozenset({".in", ".l", ".proto", ".y"})
+"""Of those: what headers are generated from. KWDB's protoc writes some for libroach into its sources."""
 _OF_THE_BUILD = frozenset({".ac", ".am", ".awk", ".cmake", ".m4", ".mk", ".pl", ".sh"})
 _BUILD_FILES = ("CMakeLists.txt", "GNUmakefile", "Makefile", "configure", "makefile")
 """What their names begin with: an enterprise tree has a Makefile_ent."""
@@ -50,14 +53,28 @@ def headers_of(source: Path) -> Headers:
     return Headers(contents=contents.hexdigest(), names=names.hexdigest())
 
 
-def dependencies_digest(tree: SourceTree, options: BuildOptions, headers: Headers) -> str:
-    """Sha256 of all that decides what KWDB's bundled C and C++ libraries become, beside the toolchain's lock.
+@dataclass(frozen=True, kw_only=True)
+class Dependencies:
+    """All that decides what KWDB's bundled C and C++ libraries become, beside the toolchain's lock, as sha256.
 
-    Their own sources whole, every header and every file that says how something is built, the options, and the commits
-    of their submodules. Nothing of KWDB's own Go and C++ sources: '' when a link makes some of them the libraries' too.
+    wide counts every header below the source. narrow counts none of KWDB's own: it is for what was built by compilers
+    that could look at none of those (see evidence.looked_outside). With the same narrow digest their sources, build
+    files and options are the same, and so are the calls of compilers, of which that is known; only a path among them
+    leads to headers, and sources cannot climb out of it. '' is for none: a link makes KWDB's own sources theirs too, or
+    (narrow alone) one of theirs could include something of KWDB's own by its name.
+    """
+
+    narrow: str = ""
+    wide: str = ""
+
+
+def dependencies_digest(tree: SourceTree, options: BuildOptions, headers: Headers) -> Dependencies:
+    """Digests of the libraries' own sources whole, of every file that says how something is built, and of the options.
+
+    And of the commits of their submodules. Nothing of KWDB's own Go and C++ sources.
     """
     if any(_leads_out(tree.path, tree.path / name) for name in DEPENDENCIES):
-        return ""
+        return Dependencies()
     total = hashlib.sha256(json.dumps({
         "recipe": [RECIPE_VERSION, recipe_for(tree.version).name],
         "build_type": options.build_type,
@@ -66,22 +83,28 @@ def dependencies_digest(tree: SourceTree, options: BuildOptions, headers: Header
         "submodules": sorted(
             [module.path, module.commit] for module in tree.submodules if module.path.startswith(DEPENDENCIES)
         ),
-        "headers": headers.contents,
     }).encode())
     own, others = tuple(f"{name}/" for name in DEPENDENCIES), _NOT_OF_THE_BUILD
 
     def counts(name: str, suffix: str) -> bool:
-        if name.startswith(own):
+        if name.startswith(own) or suffix in _GENERATES:
             return True
         named = suffix in _OF_THE_BUILD or name.rpartition("/")[2].startswith(_BUILD_FILES)
         return named and not name.startswith(others)
 
+    climbs = False
     for name, digest in _digests(tree.path, counts):
-        path = tree.path / os.fsdecode(name)
-        if path.is_symlink() and os.fsdecode(name).startswith(own) and _leads_out(tree.path, path):
-            return ""
+        text = os.fsdecode(name)
+        path = tree.path / text
+        if place := next((place for place in own if text.startswith(place)), ""):
+            if path.is_symlink() and _leads_out(tree.path, path):
+                return Dependencies()
+            climbs = climbs or (path.is_file() and climbs_out(path, PurePosixPath(text[len(place):])))
         total.update(name + b"\0" + digest + b"\0")
-    return total.hexdigest()
+    wide = total.copy()
+    total.update(b"without KWDB's own headers")
+    wide.update(b"with headers\0" + headers.contents.encode())
+    return Dependencies(narrow="" if climbs else total.hexdigest(), wide=wide.hexdigest())
 
 
 def _leads_out(source: Path, path: Path) -> bool:

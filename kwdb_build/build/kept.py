@@ -4,8 +4,9 @@
 <place>/kept/<digest>/manifest.json  what each file must be: checked whenever it is taken
 
 ccache spares their compilations, but not the configure scripts and probes of a dozen projects, which take minutes. The
-digest (see inputs.dependencies_digest) stands for all that decides them. That a build for another commit may take them
-is not only hoped for: what holds a trace of the commit that it was built for is not kept.
+digest (see inputs.Dependencies) stands for all that decides them: the narrow one where their build was seen to look at
+none of KWDB's own headers (see evidence.py), else the wide one. That a build for another commit may take them is not
+only hoped for: what holds a trace of the commit that it was built for is not kept.
 
 Not below the directory that is mounted for builds, and its directories belong to us: builds run as one user, and one
 that still holds a directory of another's working copy must not change what a third one finds.
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from kwdb_build.build.evidence import looked_outside
 from kwdb_build.build.recipe import DEPENDENCIES, GOPATH, NATIVE, THIRD_PARTY
 from kwdb_build.errors import ArtifactError
 from kwdb_build.files import (
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from kwdb_build.build.inputs import Dependencies
     from kwdb_build.console import Progress
     from kwdb_build.model import SourceTree
 
@@ -106,15 +109,18 @@ def take(root: Path, digest: str, gopath: Path, *, uid: int, gid: int, newer_tha
 
 
 def keep(
-    root: Path, digest: str, gopath: Path, tree: SourceTree, progress: Progress, *, limit_bytes: int
+    root: Path, digests: Dependencies, gopath: Path, scratch: Path, tree: SourceTree, progress: Progress, *,
+    limit_bytes: int,
 ) -> None:
     """Move what a finished build of tree made into root, if a build of another commit may have it as it is.
 
-    The working copy at gopath is of no use any more. Errors: OSError, ValueError (a name that is no text).
+    The working copy at gopath is of no use any more; scratch: what the build had as such. Nothing is done when there is
+    an entry already, also by the other digest: what was taken from it, nobody saw being compiled. Errors: OSError,
+    ValueError (a name that is no text).
     """
-    entry = root / digest
     present = [place for place in _places(gopath, tree) if (gopath / place).exists() and not _linked(gopath, place)]
-    if not any(place in _BUILT for place in present) or (entry / _MANIFEST).is_file():
+    there = any((root / digest / _MANIFEST).is_file() for digest in (digests.narrow, digests.wide) if digest)
+    if not any(place in _BUILT for place in present) or there:
         return
     if (size := sum(_size(gopath / place) for place in present)) > limit_bytes:
         progress.note(f"{NOT_KEPT}: they take {human_bytes(size)} of at most {human_bytes(limit_bytes)} (a part of "
@@ -130,6 +136,8 @@ def keep(
             progress.note(f"{NOT_KEPT}: {reason}")
             return
         directories = [path for path in sorted(walk_all(new / _FILES)) if path.is_dir() and not path.is_symlink()]
+        outside = not digests.narrow or looked_outside(new / _FILES, scratch, tree.path)
+        entry = root / (digests.wide if outside else digests.narrow)
         write_json(new / _MANIFEST, Manifest(
             places=tuple(present), files=manifest_of(new / _FILES),
             directories=tuple(str(path.relative_to(new / _FILES)) for path in directories),

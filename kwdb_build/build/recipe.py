@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
+from kwdb_build.build import sight
 from kwdb_build.errors import UsageError
 from kwdb_build.model import SOURCE_SUFFIX
 
@@ -92,13 +93,19 @@ done
 exec /bin/date -d "@${{SOURCE_DATE_EPOCH:?}}" "$@"
 """
 
+_SIGHT = sight.shell(
+    root=GOPATH, places=(NATIVE, THIRD_PARTY), sources=tuple(SOURCE / name for name in DEPENDENCIES), scratch=SCRATCH
+)
+
 TOOL_SHIM = f"""\
 #!/bin/sh
 # Any compiler, by way of ccache, and cmake (where it is called by this name): with a time of their own for
-# dependencies. A compiler that lists all it reads need not run its preprocessor for ccache first, and what CMake only
-# tries, in a directory with a new name each time, ccache would never find again.
+# dependencies, of whose compilations it notes whether they could look at KWDB's own files. A compiler that lists all it
+# reads need not run its preprocessor for ccache first, and what CMake only tries, in a directory with a new name each
+# time, ccache would never find again.
 library=
 {_TIME_OF_PLACE}\
+{_SIGHT}\
 case "$KWDB_DEPEND$library  $* " in
     all*" -MD "* | "own "*" -MD "*) export CCACHE_DEPEND=1 ;;
 esac

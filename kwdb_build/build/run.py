@@ -16,7 +16,7 @@ from kwdb_build.build.diagnosis import first_error
 from kwdb_build.build.failure import failure
 from kwdb_build.build.history import FILE, BuildHistory, BuildRecord
 from kwdb_build.build.includes import includes_of
-from kwdb_build.build.inputs import dependencies_digest, headers_of
+from kwdb_build.build.inputs import Dependencies, dependencies_digest, headers_of
 from kwdb_build.build.key import build_key
 from kwdb_build.build.watch import Watch
 from kwdb_build.engine.base import Mount, RunSpec
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 NAME = "build"
 """What all builds' containers are known by."""
-_DIGEST_LENGTH = 32
 _RESULT = "/kwdb-result"
 _LIST_HEADERS = (
     "(", "-path", "/proc", "-o", "-path", "/sys", "-o", "-path", "/dev", "-o", "-path", _RESULT, ")", "-prune", "-o",
@@ -105,9 +104,12 @@ class Run:
         self.shims.chmod(0o755)
         if self._lasting:
             self._includes = includes_of(tree.path, self._system_headers())
-        if self._keeps and kept.take(
-            self._kept, self._dependencies, self.gopath, uid=self._uid, gid=self._gid, newer_than=tree.commit_time,
-            progress=self._bench.progress,
+        digests = self._dependencies if self._keeps else Dependencies()
+        if any(
+            kept.take(
+                self._kept, digest, self.gopath, uid=self._uid, gid=self._gid, newer_than=tree.commit_time,
+                progress=self._bench.progress,
+            ) for digest in (digests.narrow, digests.wide) if digest
         ):
             self._bench.progress.note("the libraries that come with this source are there from an earlier build")
         if self._surroundings.library:
@@ -120,8 +122,8 @@ class Run:
             return
         try:
             kept.keep(
-                self._kept, self._dependencies, self.gopath, self._bench.tree, self._bench.progress,
-                limit_bytes=self._bench.cache_bytes // caches.KEPT_SHARE,
+                self._kept, self._dependencies, self.gopath, self._scratch_inside, self._bench.tree,
+                self._bench.progress, limit_bytes=self._bench.cache_bytes // caches.KEPT_SHARE,
             )
         except (OSError, ValueError) as error:
             # The build is stored: it must not fail for what only spares the next one time.
@@ -129,7 +131,7 @@ class Run:
 
     @property
     def _keeps(self) -> bool:
-        return self._lasting and bool(self._dependencies)
+        return self._lasting and bool(self._dependencies.wide)
 
     @property
     def _kept(self) -> Path:
@@ -166,8 +168,8 @@ class Run:
         return frozenset(known.read_bytes().splitlines())
 
     @cached_property
-    def _dependencies(self) -> str:
-        return dependencies_digest(self._bench.tree, self._bench.options, self._headers)[:_DIGEST_LENGTH]
+    def _dependencies(self) -> Dependencies:
+        return dependencies_digest(self._bench.tree, self._bench.options, self._headers)
 
     def _make_library(self) -> None:
         """Compile, in the image, what makes programs see another time and another order."""

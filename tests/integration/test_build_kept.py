@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,12 @@ from git import Repo
 
 from kwdb_build.build import kept
 from kwdb_build.build import recipe as recipes
-from kwdb_build.build.inputs import Headers
+from kwdb_build.build.inputs import Headers, dependencies_digest, headers_of
 from kwdb_build.build.recipe import GOPATH, SOURCE
 from kwdb_build.engine.base import Mount, RunSpec
 from kwdb_build.engine.docker import DockerEngine
 from kwdb_build.files import sha256_of
-from kwdb_build.model import SOURCE_SUFFIX, SourceTree, Toolchain, Version
+from kwdb_build.model import SOURCE_SUFFIX, BuildOptions, SourceTree, Toolchain, Version
 from tests.notes import Notes
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
@@ -51,7 +50,8 @@ target_include_directories(kwdbts2 PRIVATE ${NATIVE}/kwdbts2/third_party/include
 target_link_libraries(kwdbts2 ${NATIVE}/kwdbts2/third_party/lib/liblz4.a)
 add_dependencies(kwdbts2 lz4_src)
 """,
-    "kwdbts2/engine.cpp": "#include <lz4.h>\nint engine() { return lz4(); }\n",
+    "kwdbts2/engine.cpp": '#include <lz4.h>\n#include "bound.h"\nint engine() { return lz4() + LIMIT; }\n',
+    "kwdbts2/bound.h": "#define LIMIT 1000\n",
     "kwdbts2/third_party/lz4-1.9.3/CMakeLists.txt": """\
 cmake_minimum_required(VERSION 3.6)
 project(LZ4 CXX)
@@ -94,8 +94,20 @@ WORK = ("Performing configure", "Building CXX object CMakeFiles/lz4", "making co
         "building jemalloc")
 
 
-def fresh(gopath: Path) -> SourceTree:
-    for name, text in FILES.items():
+LEVEL = "kwdbts2/third_party/lz4-1.9.3"
+LOOKS_OUT = {
+    f"{LEVEL}/CMakeLists.txt": FILES[f"{LEVEL}/CMakeLists.txt"] + (
+        "target_include_directories(lz4 PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/../..)\n"
+    ),
+    f"{LEVEL}/lz4.cpp": '#include "lz4.h"\n#include <bound.h>\nint lz4() { return LIMIT; }\n',
+}
+OTHER_COMPILER = {
+    f"{LEVEL}/CMakeLists.txt": "set(CMAKE_CXX_COMPILER /usr/bin/g++)\n" + FILES[f"{LEVEL}/CMakeLists.txt"],
+}
+
+
+def fresh(gopath: Path, changed: dict[str, str] | None = None) -> SourceTree:
+    for name, text in (FILES | (changed or {})).items():
         path = gopath / SOURCE_SUFFIX / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -113,37 +125,101 @@ def fresh(gopath: Path) -> SourceTree:
     )
 
 
-def make(engine: DockerEngine, toolchain: Toolchain, tree: SourceTree, log: Path) -> list[str]:
-    """Run make in the image; which work was done."""
-    lines: list[str] = []
-    environment = recipes.environment(
-        tree, toolchain.environment, Headers(contents="c" * 64, names="d" * 64), use_ccache=False
-    )
-    result = engine.run(
-        RunSpec(
-            image=toolchain.image_tag, argv=("make",), uid=UID, gid=GID, workdir=str(SOURCE),
-            mounts=(Mount(source=tree.gopath, target=str(GOPATH), read_only=False),),
-            environment={name: value for name, value in environment.items() if name.startswith(("GIT_", "PATH"))},
-        ),
-        on_line=lines.append, log=log,
-    )
-    assert result.returncode == 0, lines
-    assert any("Building CXX object kwdbts2/CMakeFiles/kwdbts2.dir/engine.cpp.o" in line for line in lines)
-    return [work for work in WORK if any(work in line for line in lines)]
+class Builder:
+    """Builds by the stand-ins that a build has, each time in a fresh working copy."""
+
+    def __init__(self, engine: DockerEngine, toolchain: Toolchain, place: Path) -> None:
+        self._engine, self._toolchain, self._place = engine, toolchain, place
+        self._count = 0
+        self.kept = place / "kept"
+        self.notes = Notes()
+
+    def __call__(self, changed: dict[str, str] | None = None, *, warm: bool = True) -> tuple[list[str], dict[str, str]]:
+        """Which work was done for the libraries, and the bytes of what came out."""
+        self._count += 1
+        place = self._place / str(self._count)
+        tree, fetched = fresh(place / "gopath", changed), fresh(place / "fetched", changed)
+        headers = headers_of(fetched.path)
+        digests = dependencies_digest(fetched, BuildOptions(build_type="Release"), headers)
+        if warm:
+            for digest in filter(None, (digests.narrow, digests.wide)):
+                if kept.take(
+                    self.kept, digest, tree.gopath, uid=UID, gid=GID, newer_than=COMMIT_TIME, progress=self.notes
+                ):
+                    break
+        work = self._make(tree, headers, place)
+        names = ("native/jemalloc/libjemalloc.a", "native/kwdbts2/third_party/lib/liblz4.a", LIBRARY)
+        found = {Path(name).name: sha256_of(tree.gopath / name) for name in names}
+        if warm:
+            kept.keep(self.kept, digests, tree.gopath, place / "scratch", fetched, self.notes, limit_bytes=1 << 30)
+            assert self.notes.notes == [], "nothing has this commit in it, although it asks git"
+        return work, found
+
+    def _make(self, tree: SourceTree, headers: Headers, place: Path) -> list[str]:
+        lines: list[str] = []
+        shims, scratch = place / "shims", place / "scratch"
+        shims.mkdir()
+        scratch.mkdir()
+        os.chown(scratch, UID, GID)
+        for name, text in (("date", recipes.DATE_SHIM), ("enter", recipes.ENTER), ("tool", recipes.TOOL_SHIM)):
+            (shims / name).write_text(text)
+            (shims / name).chmod(0o755)
+        result = self._engine.run(
+            RunSpec(
+                image=self._toolchain.image_tag, argv=(str(recipes.SHIMS / "enter"), "022", "make"), uid=UID, gid=GID,
+                workdir=str(SOURCE), environment=recipes.environment(
+                    tree, self._toolchain.environment, headers, None
+                ),
+                mounts=(
+                    Mount(source=tree.gopath, target=str(GOPATH), read_only=False),
+                    Mount(source=shims, target=str(recipes.SHIMS)),
+                    Mount(source=scratch, target=str(recipes.SCRATCH), read_only=False),
+                ),
+            ),
+            on_line=lines.append, log=place / "log",
+        )
+        assert result.returncode == 0, lines
+        assert any("Building CXX object kwdbts2/CMakeFiles/kwdbts2.dir/engine.cpp.o" in line for line in lines)
+        return [work for work in WORK if any(work in line for line in lines)]
 
 
-def test_makes_find_kept_libraries_up_to_date(engine: DockerEngine, mini_toolchain: Toolchain, tmp_path: Path) -> None:
-    first, second, log = fresh(tmp_path / "first"), fresh(tmp_path / "second"), tmp_path / "log"
-    notes = Notes()
-    assert make(engine, mini_toolchain, first, log) == list(WORK)
-    before = {name: sha256_of(first.gopath / name) for name in ("native/jemalloc/libjemalloc.a", LIBRARY)}
-    fetched = fresh(tmp_path / "fetched")
-    kept.keep(
-        tmp_path / "kept", "d" * 32, first.gopath, replace(first, path=fetched.path), notes, limit_bytes=1 << 30
-    )
-    assert notes.notes == [], "nothing has this commit in it, although it asks git"
-    assert kept.take(
-        tmp_path / "kept", "d" * 32, second.gopath, uid=UID, gid=GID, newer_than=COMMIT_TIME, progress=notes
-    )
-    assert make(engine, mini_toolchain, second, log) == []
-    assert {name: sha256_of(second.gopath / name) for name in before} == before
+@pytest.fixture
+def build(engine: DockerEngine, mini_toolchain: Toolchain, tmp_path: Path) -> Builder:
+    return Builder(engine, mini_toolchain, tmp_path)
+
+
+def test_makes_find_kept_libraries_up_to_date(build: Builder) -> None:
+    work, first = build()
+    assert work == list(WORK)
+    work, second = build()
+    assert work == []
+    assert second == first
+
+
+def test_a_header_of_kwdbs_own_has_no_library_built_anew_that_cannot_see_it(build: Builder) -> None:
+    _, first = build()
+    changed = {"kwdbts2/bound.h": "#define LIMIT 2000\n", "common/more.h": "int more();\n"}
+    work, second = build(changed)
+    assert work == []
+    assert {name for name in second if second[name] != first[name]} == {"libkwdbts2.so"}
+    work, cold = build(changed, warm=False)
+    assert work == list(WORK)
+    assert second == cold
+
+
+def test_a_library_that_includes_a_header_of_kwdbs_own_is_built_anew_for_it(build: Builder) -> None:
+    work, first = build(LOOKS_OUT)
+    assert work == list(WORK)
+    work, again = build(LOOKS_OUT)
+    assert (work, again) == ([], first)
+    changed = {**LOOKS_OUT, "kwdbts2/bound.h": "#define LIMIT 2000\n"}
+    work, second = build(changed)
+    assert work == list(WORK)
+    assert {name for name in second if second[name] != first[name]} == {"liblz4.a", "libkwdbts2.so"}
+    assert second == build(changed, warm=False)[1]
+
+
+def test_a_compiler_that_nobody_sees_is_not_trusted(build: Builder) -> None:
+    assert build(OTHER_COMPILER)[0] == list(WORK)
+    assert build(OTHER_COMPILER)[0] == []
+    assert build({**OTHER_COMPILER, "kwdbts2/bound.h": "#define LIMIT 2000\n"})[0] == list(WORK)

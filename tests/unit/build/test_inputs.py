@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kwdb_build.build.inputs import dependencies_digest, headers_of
+from kwdb_build.build.inputs import Dependencies, dependencies_digest, headers_of
 from kwdb_build.model import BuildOptions, SourceTree, Submodule, Version
 
 RELEASE = BuildOptions(build_type="Release")
@@ -16,7 +16,8 @@ FILES = {
     "kwbase/c-deps/rocksdb/db.cc": "int db;", "kwbase/c-deps/rocksdb-rebuild": "1", "kwdbts2/third_party/lz4/lz4.c": "",
     "kwbase/pkg/sql/a.go": "package sql", "kwdbts2/engine/e.cpp": "int e;", "kwdbts2/engine/e.h": "int e();",
     "qa/run.sh": "exit", "kwbase/vendor/x/Makefile": "all:", "README.md": "KWDB",
-    "kwbase/Makefile_ent": "build:",
+    "kwbase/Makefile_ent": "build:", "common/include/log.h": "void log();", "kwbase/pkg/roachpb/api.proto": "",
+    "kwbase/vendor/gogo/gogo.proto": "", "kwbase/c-deps/rocksdb/include/db.h": "int db();",
 }
 
 
@@ -32,8 +33,59 @@ def tree(tmp_path: Path) -> SourceTree:
     )
 
 
-def digest(tree: SourceTree, options: BuildOptions = RELEASE) -> str:
+def both(tree: SourceTree, options: BuildOptions = RELEASE) -> Dependencies:
     return dependencies_digest(tree, options, headers_of(tree.path))
+
+
+def digest(tree: SourceTree, options: BuildOptions = RELEASE) -> str:
+    return both(tree, options).wide
+
+
+@pytest.mark.parametrize(("name", "narrow", "wide"), [
+    ("kwdbts2/engine/e.h", False, True), ("common/include/log.h", False, True), ("common/include/new.hpp", False, True),
+    ("kwbase/pkg/sql/a.go", False, False), ("kwbase/c-deps/rocksdb/include/db.h", True, True),
+    ("kwbase/c-deps/rocksdb/include/new.h", True, True), ("kwbase/pkg/roachpb/api.proto", True, True),
+    ("kwbase/vendor/gogo/gogo.proto", True, True), ("common/config.h.in", True, True), ("kwbase/Makefile", True, True),
+])
+def test_kwdbs_own_headers_count_for_the_wide_digest_only(
+    tree: SourceTree, name: str, *, narrow: bool, wide: bool
+) -> None:
+    before = both(tree)
+    (tree.path / name).write_text("changed")
+    after = both(tree)
+    assert (after.narrow != before.narrow, after.wide != before.wide) == (narrow, wide)
+    assert "" not in {after.narrow, after.wide}
+    assert after.narrow != after.wide
+
+
+INCLUDES = [
+    ('#include "../../../common/include/log.h"', False), ('#include "../../common/include/log.h"', False),
+    ("#include <../../../common/include/log.h>", False), ('  # include "../../../../x.h"', False),
+    ('#include_next "../../../x.h"', False), ("#import <../../../x.h>", False), ('#embed "../../../x.bin"', False),
+    ('asm(".incbin \\"../../../x.bin\\"");', False), ('#define HEADER "../../../x.h"', False),
+    ('#if __has_include("../../../x.h")', False), ('#include "/kwdb/src/gitee.com/kwbasedb/common/x.h"', False),
+    ('#include "/kwdb/../kwdb/native/x.h"', False), ('#include "util/../../../../x.h"', False),
+    ('#include "../db.cc"', True), ('#include "../generated.h"', True), ("#include <../zlib.h>", True),
+    ('#include "../../rocksdb/db.cc"', True), ('#include "../../rocksdb/none.h"', False),
+    ("#include <../../rocksdb/db.cc>", False), ('#include "/usr/include/zlib.h"', True), ('#include "db.h"', True),
+    ('open("../../../x.h")', True), ('#include "a..b/x.h"', True),
+]
+
+
+@pytest.mark.parametrize(("line", "narrow"), INCLUDES)
+def test_a_source_that_could_climb_out_makes_all_headers_count(tree: SourceTree, line: str, *, narrow: bool) -> None:
+    before = both(tree)
+    (tree.path / "kwbase/c-deps/rocksdb/util").mkdir()
+    (tree.path / "kwbase/c-deps/rocksdb/util/x.cc").write_text(f"int a;\n{line}\n")
+    after = both(tree)
+    assert bool(after.narrow) is narrow
+    assert after.wide not in {"", before.wide}
+
+
+def test_a_source_at_the_top_of_dependencies_climbs_out_by_one_step(tree: SourceTree) -> None:
+    (tree.path / "kwbase/c-deps/x.c").write_text('#include "../pkg/x.h"\n')
+    assert both(tree).narrow == ""
+    assert both(tree).wide
 
 
 @pytest.mark.parametrize(("name", "counts"), [
@@ -82,13 +134,13 @@ def test_a_link_to_kwdbs_own_sources_makes_all_of_those_count(
 ) -> None:
     (tree.path / link).parent.mkdir(exist_ok=True)
     (tree.path / link).symlink_to(target)
-    assert bool(digest(tree)) is known
+    assert (bool(both(tree).narrow), bool(both(tree).wide)) == (known, known)
 
 
 def test_dependencies_that_lie_elsewhere_are_not_known(tree: SourceTree) -> None:
     (tree.path / "kwbase/c-deps").rename(tree.path / "deps")
     (tree.path / "kwbase/c-deps").symlink_to("../deps")
-    assert digest(tree) == ""
+    assert both(tree) == Dependencies()
 
 
 def test_headers_count_by_content_and_by_name(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from kwdb_build.build import kept
+from kwdb_build.build.inputs import Dependencies
+from kwdb_build.build.sight import OUTSIDE, SEEN
 from kwdb_build.console import Progress
 from kwdb_build.model import SourceTree, Version
 from tests.notes import Notes
@@ -59,9 +61,11 @@ def fresh(gopath: Path) -> Path:
 
 
 def keep(
-    root: Path, digest: str, gopath: Path, tree: SourceTree, progress: Progress, *, limit_bytes: int = 1 << 24
+    root: Path, digest: str, gopath: Path, tree: SourceTree, progress: Progress, *, limit_bytes: int = 1 << 24,
+    narrow: str = "", scratch: Path = Path("/nonexistent"),
 ) -> None:
-    kept.keep(root, digest, gopath, tree, progress, limit_bytes=limit_bytes)
+    digests = Dependencies(wide=digest, narrow=narrow)
+    kept.keep(root, digests, gopath, scratch, tree, progress, limit_bytes=limit_bytes)
 
 
 def take(root: Path, gopath: Path, notes: Notes, *, newer_than: int = COMMIT_TIME) -> bool:
@@ -256,6 +260,22 @@ def test_a_process_that_is_killed_while_it_keeps_leaves_nothing_half(tmp_path: P
     keep(root, DIGEST, built(tmp_path / "third"), tree, Progress())
     assert sorted(path.name for path in root.iterdir() if path.is_dir()) == [DIGEST]
     assert take(root, fresh(tmp_path / "fourth"), Notes())
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_the_wide_digest_is_for_what_could_look_outside(tmp_path: Path, tree: SourceTree, *, outside: bool) -> None:
+    narrow, scratch = "n" * 32, tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / SEEN).write_text("/kwdb/native/rocksdb/db.o\n")
+    if outside:
+        (scratch / OUTSIDE).write_text("../../common\n")
+    gopath = built(tmp_path / "first", **{"native__rocksdb__db.o": b"\x7fELF"})
+    (gopath / "native/rocksdb/librocksdb.a").write_bytes(b"!<arch>\n")
+    keep(tmp_path / "kept", DIGEST, gopath, tree, Notes(), narrow=narrow, scratch=scratch)
+    assert [path.name for path in (tmp_path / "kept").glob("[!.]*")] == [DIGEST if outside else narrow]
+    (scratch / OUTSIDE).unlink(missing_ok=True)
+    keep(tmp_path / "kept", DIGEST, built(tmp_path / "second"), tree, Notes(), narrow=narrow, scratch=scratch)
+    assert len(list((tmp_path / "kept").glob("[!.]*"))) == 1, "what was taken from the one is not made the other"
 
 
 def test_links_lead_nowhere(root: Path, tree: SourceTree, tmp_path: Path) -> None:
