@@ -45,11 +45,20 @@ _HEADER_BYTES = 60
 """Of an archive's member: 16 of its name, from 48 on ten digits of its size."""
 
 
-def climbs_out(path: Path, below: PurePosixPath) -> bool:
+def names_above(tree: Path) -> frozenset[str]:
+    """What KWDB has of its own beside and above the dependencies, in the source at tree and in a build of it."""
+    above = {parent for name in DEPENDENCIES for parent in PurePosixPath(name).parents}
+    names = {path.name for parent in above for path in (tree / parent).glob("*")}
+    theirs = {PurePosixPath(name).name for name in DEPENDENCIES}
+    return frozenset((names - theirs) | {"build", "install", *SOURCE.parts})
+
+
+def climbs_out(path: Path, below: PurePosixPath, above: frozenset[str]) -> bool:
     """Whether a source of dependencies could include a file of KWDB's own by the name that it gives.
 
     below: its name below one of DEPENDENCIES, which itself is no place for a compiler to look in (see sight.py): so one
-    .. does not lead out, wherever the name is looked for. More of them could, unless the file is there.
+    .. does not lead out, wherever the name is looked for. More of them could, unless the file is there, or KWDB has
+    nothing of that name (see names_above).
     """
     data = path.read_bytes()
     if b"../" not in data and os.fsencode(GOPATH) not in data:
@@ -58,9 +67,13 @@ def climbs_out(path: Path, below: PurePosixPath) -> bool:
         name = os.path.normpath(os.fsdecode(match[2].strip()))
         if PurePosixPath(name).is_relative_to(GOPATH):
             return True
-        climbs = name.split("/").count("..")
+        *climbs, first = name.split("/")[:name.split("/").count("..") + 1]
+        if not climbs or first == "..":
+            continue
+        if os.path.normpath(below.parent / name).startswith(".."):
+            return True
         there = match[1] == b'"' and (path.parent / name).is_file()
-        if climbs and (os.path.normpath(below.parent / name).startswith("..") or (climbs > 1 and not there)):
+        if len(climbs) > 1 and first in above and not there:
             return True
     return False
 

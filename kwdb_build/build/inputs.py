@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from kwdb_build.build.evidence import climbs_out
+from kwdb_build.build.evidence import climbs_out, names_above
 from kwdb_build.build.recipe import DEPENDENCIES, GOPATH, RECIPE_VERSION, recipe_for
 from kwdb_build.files import sha256_of
 
@@ -92,14 +92,14 @@ def dependencies_digest(tree: SourceTree, options: BuildOptions, headers: Header
         named = suffix in _OF_THE_BUILD or name.rpartition("/")[2].startswith(_BUILD_FILES)
         return named and not name.startswith(others)
 
-    climbs = False
+    climbs, above = False, names_above(tree.path)
     for name, digest in _digests(tree.path, counts):
         text = os.fsdecode(name)
         path = tree.path / text
         if place := next((place for place in own if text.startswith(place)), ""):
             if path.is_symlink() and _leads_out(tree.path, path):
                 return Dependencies()
-            climbs = climbs or (path.is_file() and climbs_out(path, PurePosixPath(text[len(place):])))
+            climbs = climbs or (path.is_file() and climbs_out(path, PurePosixPath(text[len(place):]), above))
         total.update(name + b"\0" + digest + b"\0")
     wide = total.copy()
     total.update(b"without KWDB's own headers")

@@ -31,10 +31,14 @@ kwdb_path() {
 # kwdb_named NAME: it must lie in a place or in the sources of dependencies, not be one (what is included from there
 # could climb out by one ..), or have nothing to do with KWDB's tree.
 kwdb_named() {
-    kwdb_path "$1"
+    case $1 in
+        *..* | . | ./* | */. | */./* | *//*) kwdb_path "$1" ;;
+        /*) kwdb_name=$1 ;;
+        *) kwdb_name=$PWD/$1 ;;
+    esac
     case $kwdb_name in
         @PLACES@ | @SOURCES@) ;;
-        '' | @ROOT@ | @ROOT@/*) kwdb_outside=$1 ;;
+        '' | / | @ROOT@ | @ROOT@/*) kwdb_outside=$1 ;;
     esac
 }
 # kwdb_call ARGUMENT...: sees to one call of a compiler.

@@ -62,12 +62,16 @@ INCLUDES = [
     ('#include "../../../common/include/log.h"', False), ('#include "../../common/include/log.h"', False),
     ("#include <../../../common/include/log.h>", False), ('  # include "../../../../x.h"', False),
     ('#include_next "../../../x.h"', False), ("#import <../../../x.h>", False), ('#embed "../../../x.bin"', False),
+    ("#include <../../kwdbts2/engine/none.h>", False), ("#include <../../common/none.h>", False),
+    ("#include <../../build/kwdbts2/made.h>", False), ("#include <../../../../../kwbasedb/common/x.h>", False),
+    ("#include <../../src/gitee.com/x.h>", False), ("#include <../../README.md>", False),
+    ("#include <../../zlib/zlib.h>", True), ('#include "../../lib/made.h"', True),
     ('asm(".incbin \\"../../../x.bin\\"");', False), ('#define HEADER "../../../x.h"', False),
     ('#if __has_include("../../../x.h")', False), ('#include "/kwdb/src/gitee.com/kwbasedb/common/x.h"', False),
     ('#include "/kwdb/../kwdb/native/x.h"', False), ('#include "util/../../../../x.h"', False),
     ('#include "../db.cc"', True), ('#include "../generated.h"', True), ("#include <../zlib.h>", True),
-    ('#include "../../rocksdb/db.cc"', True), ('#include "../../rocksdb/none.h"', False),
-    ("#include <../../rocksdb/db.cc>", False), ('#include "/usr/include/zlib.h"', True), ('#include "db.h"', True),
+    ('#include "../../rocksdb/db.cc"', True), ('#include "../../rocksdb/none.h"', True),
+    ("#include <../../rocksdb/db.cc>", True), ('#include "../.."', True), ('#include "/usr/include/zlib.h"', True), ('#include "db.h"', True),
     ('open("../../../x.h")', True), ('#include "a..b/x.h"', True),
 ]
 

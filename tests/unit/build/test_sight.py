@@ -76,6 +76,7 @@ LOOKS_OUT = [
     ("-I", f"%/{SOURCE}/kwbase/c-deps"), ("-I%/kwdb",), ("-I%/kwdb/src/./gitee.com/",), (f"-I{OWN}/with blanks",),
     (f'-DHEADER="{OWN}/a.h"',), ("-D", f'HEADER="{OWN}/a.h"'), ('-DHEADER="../../../src/a.h"',), ("-I%/kwdb/install",),
     ("-I", f"%/{SOURCE}/build/kwdbts2/third_party"), (f"-I%/{SOURCE}/build/kwdbts2",), (f"-fplugin={OWN}/p.so",),
+    ("-I", f"%/{SOURCE}/kwbase/c-deps/"), ("-I", f"%/{SOURCE}/kwbase/c-deps/."), ("-I%/kwdb/native/./",),
     (f"-I%/{DEPS}-not/../../../common",), (f"-I%/{NATIVE}//..///.././../src",), (f"-cxx-isystem{OWN}",),
 ]
 
@@ -119,6 +120,8 @@ def test_a_call_that_stays_with_dependencies_is_seen(
     ("elsewhere", f"%/{NATIVE}/a.o", ("-c", "a.c", "-I../kwdb"), True),
     ("elsewhere", f"%/{NATIVE}/a.o", ("-c", "a.c"), False),
     (DEPS, "%/elsewhere/a.o", ("-c", "a.c", f"-I{OWN}"), True),
+    ("kwdb/native", f"%/{NATIVE}/a.o", ("-c", f"%/{DEPS}/a.c", "-I."), True),
+    ("kwdb/native", f"%/{NATIVE}/a.o", ("-c", f"%/{DEPS}/a.c", "-Ix86_64"), False),
 ])
 def test_calls_from_elsewhere_that_write_for_dependencies(
     compiler: Compiler, cwd: str, output: str, arguments: tuple[str, ...], *, outside: bool
