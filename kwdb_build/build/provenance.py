@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from kwdb_build.engine.base import EngineInfo
     from kwdb_build.model import Artifact, BuildKey, BuildOptions, FileRecord, SourceTree, Toolchain
+    from kwdb_build.toolchain.given_base import GivenBase
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
@@ -98,13 +99,14 @@ class Statement(_Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Invocation:
-    """One run of a build: a name of its own, when (unix seconds), in which engine and image."""
+    """One run of a build: a name of its own, when (unix seconds), in which engine and image, made from which base."""
 
     id: str
     began: float
     ended: float
     engine: EngineInfo
     image: str
+    base: GivenBase | None = None
 
 
 def documents(
@@ -139,7 +141,7 @@ def provenance_of(
                     "buildKey": key.digest, "keyInputs": key.inputs, "sourceDateEpoch": tree.commit_time,
                 },
                 "resolvedDependencies": [
-                    *_sources(tree), *_tools(toolchain),
+                    *_sources(tree), *_tools(toolchain, invocation.base),
                     {"name": "build image", "uri": sbom.image_purl(toolchain), **_image_digest(invocation.image)},
                 ],
             },
@@ -198,14 +200,15 @@ def _pinned(name: str, url: str, commit: str) -> dict[str, Any]:
     return {"name": name, "uri": f"{git_uri(redact(url))}@{commit}", "digest": {"gitCommit": commit}}
 
 
-def _tools(toolchain: Toolchain) -> list[dict[str, Any]]:
+def _tools(toolchain: Toolchain, base: GivenBase | None) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [{
         "name": f"toolchain {toolchain.name}", "digest": {"sha256": toolchain.lock_digest},
         "annotations": {"distribution": toolchain.distribution, "release": toolchain.release,
                         "architecture": toolchain.architecture},
     }]
-    if toolchain.base_image:
-        found.append({"name": "base image", "uri": toolchain.base_image})
+    if base is not None:
+        said = {"annotations": {"digestOf": base.digest_of}} if base.digest else {}
+        found.append({"name": "base image", "uri": redact(base.uri), **_image_digest(base.digest), **said})
     found += [
         {"name": entry.name, "uri": sbom.debian_purl(entry, toolchain).to_string(), "digest": {"sha256": entry.sha256}}
         for entry in toolchain.debian

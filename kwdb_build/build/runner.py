@@ -20,6 +20,7 @@ from kwdb_build.files import full_disk_said, require_space, tree_bytes
 from kwdb_build.model import to_json
 from kwdb_build.network import authorities
 from kwdb_build.scratch import clean_leftovers, gate, scratch_directory
+from kwdb_build.toolchain import given_base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,16 +87,19 @@ def build(
         )
         bench.require_room(store)
         began, started = time.monotonic(), time.time()
+        base = given_base.describe(toolchain, image, settings.registry if settings else "", engine=engine, log=log)
+        if base is not None and base.packages is None:
+            progress.note(f"the packages of {base.name} cannot be listed: the bill of materials says it is incomplete")
         with contextlib.ExitStack() as stack:
             # While make runs this process has nothing to do.
-            bill = stack.enter_context(ThreadPoolExecutor(1)).submit(sbom.sbom_of, key, tree, toolchain)
+            bill = stack.enter_context(ThreadPoolExecutor(1)).submit(sbom.sbom_of, key, tree, toolchain, base)
             run = stack.enter_context(bench.run())
             details = run.outcome()
             progress.update("storing the build")
             identity = engine.image_id(image) or image
             info = engine.info()
             invocation = provenance.Invocation(
-                id=f"urn:uuid:{uuid.uuid4()}", began=started, ended=time.time(), engine=info, image=identity
+                id=f"urn:uuid:{uuid.uuid4()}", began=started, ended=time.time(), engine=info, image=identity, base=base,
             )
             artifact = store.add(
                 key, run.installed, version=tree.version, commit=tree.commit, built_s=time.monotonic() - began,

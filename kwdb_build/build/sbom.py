@@ -27,16 +27,18 @@ if TYPE_CHECKING:
     from packageurl import PackageURL
 
     from kwdb_build.model import BuildKey, DebianPackage, SourceTree, Submodule, Toolchain, Wheel
+    from kwdb_build.toolchain.given_base import GivenBase
 
 MEDIA_TYPE = "application/vnd.cyclonedx+json"
 SPEC_VERSION = "1.6"
 _NAMESPACE = uuid.UUID("6b2a1f0e-6a52-5d0e-9c0e-5b1d8f0c7a11")
 """Of our own: serial numbers are uuid5 of the build key in it."""
+_BASE_REF = "base-image"
 _HOSTS = {"github.com": "github", "bitbucket.org": "bitbucket"}
 
 
-def sbom_of(key: BuildKey, tree: SourceTree, toolchain: Toolchain) -> bytes:
-    """The document, UTF-8 JSON."""
+def sbom_of(key: BuildKey, tree: SourceTree, toolchain: Toolchain, base: GivenBase | None = None) -> bytes:
+    """The document, UTF-8 JSON. base: what is known of the image that the toolchain's own was made from."""
     from cyclonedx.model.bom import Bom, BomMetaData
     from cyclonedx.model.component import Component, ComponentType
     from cyclonedx.output.json import JsonV1Dot6
@@ -61,12 +63,23 @@ def sbom_of(key: BuildKey, tree: SourceTree, toolchain: Toolchain) -> bytes:
     for found in parts.components(tree):
         inside[found.within].append(_part(found, _commit_of(tree, found.within)))
     system = [*(_package(entry, toolchain) for entry in toolchain.debian), *map(_wheel, toolchain.wheels)]
-    for component in (*pinned.values(), *(one for many in inside.values() for one in many), *system):
+    beneath = [_package(entry, toolchain, base=True) for entry in base.packages or ()] if base else []
+    given = [_base(base)] if base else []
+    for component in (
+        *pinned.values(), *(one for many in inside.values() for one in many), *system, *given, *beneath,
+    ):
         bom.components.add(component)
-    bom.register_dependency(root, [*pinned.values(), *system])
+    bom.register_dependency(root, [*pinned.values(), *system, *given])
+    for component in given:
+        bom.register_dependency(component, beneath)
     for path, component in pinned.items():
         bom.register_dependency(component, inside[path])
     text: str = JsonV1Dot6(bom).output_as_string(indent=1)
+    if base is not None:
+        # The library has no compositions yet. With the packages known there may still be files of none of them.
+        aggregate = "incomplete" if base.packages is None else "unknown"
+        document = json.loads(text) | {"compositions": [{"aggregate": aggregate, "dependencies": [_BASE_REF]}]}
+        text = json.dumps(document, indent=1)
     return (text + "\n").encode()
 
 
@@ -130,14 +143,26 @@ def _part(found: parts.Found, pinned: str) -> Component:
     )
 
 
-def _package(entry: DebianPackage, toolchain: Toolchain) -> Component:
+def _base(base: GivenBase) -> Component:
+    from cyclonedx.model.component import Component, ComponentType
+
+    notes = {"role": "base image", "origin": redact(base.uri)} | ({"digest-of": base.digest_of} if base.digest else {})
+    return Component(
+        name=base.name, type=ComponentType.CONTAINER, version=base.digest or None, bom_ref=_BASE_REF,
+        properties=_properties(notes),
+    )
+
+
+def _package(entry: DebianPackage, toolchain: Toolchain, *, base: bool = False) -> Component:
     from cyclonedx.model import HashAlgorithm, HashType
     from cyclonedx.model.component import Component, ComponentType
 
     return Component(
-        name=entry.name, type=ComponentType.LIBRARY, version=entry.version, bom_ref=f"deb:{entry.name}",
-        purl=debian_purl(entry, toolchain), hashes=[HashType(alg=HashAlgorithm.SHA_256, content=entry.sha256)],
-        properties=_properties({"role": "build image"}),
+        name=entry.name, type=ComponentType.LIBRARY, version=entry.version,
+        bom_ref=f"{_BASE_REF}:deb:{entry.name}:{entry.architecture}" if base else f"deb:{entry.name}",
+        purl=debian_purl(entry, toolchain),
+        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=entry.sha256)] if entry.sha256 else [],
+        properties=_properties({"role": "base image" if base else "build image"}),
     )
 
 

@@ -4,21 +4,48 @@ from __future__ import annotations
 
 import re
 import tarfile
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kwdb_build import files
-from kwdb_build.errors import DependencyError
+from kwdb_build.engine.base import RunSpec
+from kwdb_build.errors import DependencyError, EngineError
+from kwdb_build.model import DebianPackage
+from kwdb_build.toolchain.probe import PROBE_ID
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from kwdb_build.engine.base import Engine
+    from kwdb_build.model import Toolchain
 
 _REFERENCE = re.compile(
     r"^(?:(?P<host>[A-Za-z0-9.-]+(?::\d+)?)/)?(?P<path>[a-z0-9]+(?:(?:[./]|_{1,2}|-+)[a-z0-9]+)*)"
     r"(?::(?P<tag>[\w][\w.-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?$"
 )
 _IMAGE_ID = re.compile(r"^sha256:[0-9a-f]{64}$")
+_LIST = (
+    "dpkg-query", "--show", "--showformat=${db:Status-Abbrev}\\t${Package}\\t${Version}\\t${Architecture}\\n",
+)
+_LIST_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenBase:
+    """What is known of the base image that a build's image was made from.
+
+    uri says where it came from; digest (sha256:…, '' when it cannot be told) is that of what `digest_of` names: a file,
+    a manifest of a registry, or the image as the engine has it. packages are those of the build image that no lock
+    names; None when they could not be read.
+    """
+
+    name: str
+    uri: str
+    digest: str = ""
+    digest_of: str = ""
+    packages: tuple[DebianPackage, ...] | None = None
 
 
 def is_file(base_image: str) -> bool:
@@ -100,3 +127,57 @@ def take_file(base_image: str, *, engine: Engine) -> str:
         )
     engine.import_base(path, tag, environment={})
     return tag
+
+
+def describe(toolchain: Toolchain, image: str, registry: str, *, engine: Engine, log: Path) -> GivenBase | None:
+    """What build documents tell of a toolchain's given base, of which `image` was made; None without one.
+
+    Never an error: what cannot be told is left out, and the documents say so.
+    """
+    if not toolchain.base_image:
+        return None
+    packages = _unlocked_packages(toolchain, image, engine=engine, log=log)
+    if is_file(toolchain.base_image):
+        path = Path(toolchain.base_image).expanduser().absolute()
+        try:
+            digest = identity(toolchain.base_image)
+        except DependencyError:  # gone since the image was made
+            digest = ""
+        return GivenBase(name=path.name, uri=path.as_uri(), digest=digest, digest_of="file", packages=packages)
+    name = from_registry(toolchain.base_image, registry)
+    digest, digest_of = engine.image_id(name) or "", "image"
+    if not digest:
+        digest, digest_of = name[name.find("sha256:"):] if is_pinned(name) else "", "manifest"
+    return GivenBase(
+        name=toolchain.base_image, uri=f"docker://{name}", digest=digest, digest_of=digest_of if digest else "",
+        packages=packages,
+    )
+
+
+def _unlocked_packages(
+    toolchain: Toolchain, image: str, *, engine: Engine, log: Path
+) -> tuple[DebianPackage, ...] | None:
+    lines: list[str] = []
+    spec = RunSpec(
+        image=image, argv=_LIST, environment={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, uid=PROBE_ID,
+        gid=PROBE_ID, name="packages", timeout_s=_LIST_TIMEOUT_S,
+    )
+    try:
+        result = engine.run(spec, on_line=lines.append, log=log)
+    except EngineError:
+        return None
+    found = parse_packages(lines)
+    if result.returncode != 0 or not found:
+        return None
+    locked = {entry.name for entry in toolchain.debian}
+    return tuple(entry for entry in found if entry.name not in locked)
+
+
+def parse_packages(lines: Iterable[str]) -> tuple[DebianPackage, ...]:
+    """Installed packages from what dpkg-query shows, sorted; their archives' digests are not known. Pure."""
+    cells = [line.rstrip("\r\n").split("\t") for line in lines]
+    found = {
+        DebianPackage(name=cell[1], version=cell[2], architecture=cell[3], sha256="")
+        for cell in cells if len(cell) == 4 and cell[0][1:2] == "i"  # noqa: PLR2004 - installed, on hold too
+    }
+    return tuple(sorted(found, key=lambda entry: (entry.name, entry.architecture)))

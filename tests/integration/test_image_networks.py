@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 import uuid
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,8 @@ from kwdb_build.config import Settings
 from kwdb_build.console import Progress
 from kwdb_build.engine.docker import DockerEngine
 from kwdb_build.errors import EngineError
-from kwdb_build.toolchain import base_image
+from kwdb_build.files import sha256_of
+from kwdb_build.toolchain import base_image, given_base
 from kwdb_build.toolchain.flatten import flatten
 from kwdb_build.toolchain.image import ensure_image
 from kwdb_build.toolchain.load import load
@@ -119,6 +121,11 @@ def test_mirror_authority_and_proxy_are_lent_and_leave_no_trace(
             assert engine.image_id(toolchain.image_tag) == identity
             assert any(path.endswith("extra_1.0-1_amd64.deb") for path in mirror.asked)
             assert through.asked, "by the proxy"
+            only = replace(toolchain, debian=tuple(one for one in toolchain.debian if one.name == "extra"))
+            said = given_base.describe(only, identity, "", engine=engine, log=log)
+            assert said is not None
+            assert said.digest == f"sha256:{sha256_of(given)}"
+            assert {str(one) for one in said.packages or ()} == {str(one) for one in debian.debian}
             refuse_traces(engine, toolchain.image_tag, mirror.url.rpartition("@")[2], tmp_path)
         finally:
             engine.remove_image(toolchain.image_tag)

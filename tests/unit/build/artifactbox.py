@@ -23,6 +23,7 @@ from kwdb_build.model import (
     Version,
     Wheel,
 )
+from kwdb_build.toolchain.given_base import GivenBase
 
 TOOLCHAIN = Toolchain(
     name="box", path=Path("/nowhere"), distribution="debian", release="bookworm", architecture=this_architecture(),
@@ -108,7 +109,7 @@ def stage(root: Path, word: str) -> Path:
 
 def add_build(
     store: ArtifactStore, place: Path, word: str = "one", *, version: str = "V3.2.1", attested: bool = True,
-    key: BuildKey | None = None, began: float = 1_780_000_100.0,
+    key: BuildKey | None = None, began: float = 1_780_000_100.0, base: GivenBase | None = None,
 ) -> Artifact:
     """Add one build to a store, the way the runner does."""
     tree = source_tree(place / f"tree-{word}")
@@ -116,13 +117,13 @@ def add_build(
     tree = dataclasses.replace(tree, version=Version.parse(version))
     invocation = provenance.Invocation(
         id="urn:uuid:11111111-2222-3333-4444-555555555555", began=began, ended=began + 60,
-        engine=EngineInfo(kind="docker", version="20.10.24", address="unix:///x"), image="sha256:" + "b" * 64,
+        engine=EngineInfo(kind="docker", version="20.10.24", address="unix:///x"), image="sha256:" + "b" * 64, base=base,
     )
     return store.add(
         key, stage(place / f"staged-{word}", word), version=Version.parse(version), commit=tree.commit, built_s=60,
         details={"source_time": tree.commit_time, "source": tree.url},
         attest=(lambda files: provenance.documents(
-            key, tree, TOOLCHAIN, BuildOptions(), files, invocation, bill=sbom.sbom_of(key, tree, TOOLCHAIN)
+            key, tree, TOOLCHAIN, BuildOptions(), files, invocation, bill=sbom.sbom_of(key, tree, TOOLCHAIN, base)
         ))
         if attested else None,
     )

@@ -20,7 +20,8 @@ from kwdb_build.build.inspection import attestation_of, inspect, require
 from kwdb_build.build.signing import Trust
 from kwdb_build.build.store import PROVENANCE, SBOM, ArtifactStore
 from kwdb_build.errors import ArtifactError
-from kwdb_build.model import Artifact, Verdict
+from kwdb_build.model import Artifact, DebianPackage, Verdict
+from kwdb_build.toolchain.given_base import GivenBase
 from tests.unit.build.artifactbox import MIT, add_build, key_of, source_tree, spoil
 
 
@@ -90,6 +91,48 @@ def test_the_bill_is_valid_and_names_what_the_tree_holds(artifact: Artifact) -> 
     assert packages == ["github.com/some/mod", "github.com/some/mod/a"]
     assert data["metadata"]["component"]["licenses"] == [{"license": {"id": "MulanPSL-2.0"}}]
     assert data["metadata"]["timestamp"] == "2026-05-28T20:26:40+00:00"
+
+
+LIBGCC = DebianPackage(name="libgcc-s1", version="12.2.0-14", architecture="i386", sha256="")
+
+
+@pytest.mark.parametrize(
+    ("packages", "aggregate"), [((LIBGCC,), "unknown"), ((), "unknown"), (None, "incomplete")]
+)
+def test_a_given_base_image_is_named_with_its_digest_and_packages(
+    tmp_path: Path, packages: tuple[DebianPackage, ...] | None, aggregate: str
+) -> None:
+    base = GivenBase(
+        name="debian:bookworm", uri="docker://mirror.example/debian:bookworm", digest="sha256:" + "9" * 64,
+        digest_of="image", packages=packages,
+    )
+    made = add_build(ArtifactStore(tmp_path / "store"), tmp_path / "place", base=base)
+    said = statement_of(made)
+    json_format.ParseDict(said["predicate"], provenance_pb2.Provenance())  # type: ignore[attr-defined]
+    dependencies = said["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert [one for one in dependencies if one["name"] == "base image"] == [{
+        "name": "base image", "uri": "docker://mirror.example/debian:bookworm", "digest": {"sha256": "9" * 64},
+        "annotations": {"digestOf": "image"},
+    }]
+    assert rows_of(made)["sbom"][0] == Verdict.OK
+    assert rows_of(made)["provenance"][0] == Verdict.OK
+    bill = json.loads((made.path / SBOM).read_bytes())
+    parts = {one["bom-ref"]: one for one in bill["components"]}
+    assert parts["base-image"]["version"] == "sha256:" + "9" * 64
+    beneath = {name for name in parts if name.startswith("base-image:")}
+    assert beneath == ({"base-image:deb:libgcc-s1:i386"} if packages else set())
+    if packages:
+        assert parts["base-image:deb:libgcc-s1:i386"]["purl"] == (
+            "pkg:deb/debian/libgcc-s1@12.2.0-14?arch=i386&distro=bookworm"
+        )
+    below = {one["ref"]: set(one.get("dependsOn", ())) for one in bill["dependencies"]}
+    assert below["base-image"] == beneath
+    assert "base-image" in below[bill["metadata"]["component"]["bom-ref"]]
+    assert bill["compositions"] == [{"aggregate": aggregate, "dependencies": ["base-image"]}]
+
+
+def test_a_bootstrapped_image_claims_nothing_about_a_base(artifact: Artifact) -> None:
+    assert "compositions" not in json.loads((artifact.path / SBOM).read_bytes())
 
 
 @pytest.mark.parametrize(

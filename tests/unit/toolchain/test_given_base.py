@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kwdb_build.engine.base import StoredImage
+from kwdb_build.engine.base import RunResult, RunSpec, StoredImage
 from kwdb_build.errors import DependencyError, EngineError
 from kwdb_build.toolchain import given_base
 from kwdb_build.toolchain.flatten import flatten
+from tests.unit.build.artifactbox import TOOLCHAIN
 
 PINNED = f"debian:bookworm@sha256:{'a' * 64}"
 
@@ -173,3 +176,86 @@ def test_a_changed_archive_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="no whole image archive"):
         flatten(saved(tmp_path / "image.tar", layer(("a", b"secret")), spoil=True), tmp_path / "root.tar")
     assert not (tmp_path / "root.tar").exists()
+
+
+# What a build tells of its base ----------------------------------------------------------------------------------------
+
+LISTED = (
+    "ii \tgcc\t4:12.2.0-3\tamd64", "ii \tlibc6\t2.36-9\ti386", "ii \tlibc6\t2.36-9\tamd64",
+    "rc \tvim\t2:9.0\tamd64", "hi \theld\t1.0\tall", "dpkg-query: warning: something", "iU \thalf\t1\tall",
+)
+
+
+@dataclasses.dataclass
+class Asked:
+    """Stands in for an engine that has these images and answers like this."""
+
+    lines: tuple[str, ...] = LISTED
+    result: RunResult = dataclasses.field(default_factory=lambda: RunResult(returncode=0))
+    images: dict[str, str] = dataclasses.field(default_factory=dict)
+    dies: bool = False
+    specs: list[RunSpec] = dataclasses.field(default_factory=list)
+
+    def image_id(self, tag: str) -> str | None:
+        return self.images.get(tag)
+
+    def run(self, spec: RunSpec, *, on_line: Callable[[str], None], log: Path) -> RunResult:
+        self.specs.append(spec)
+        if self.dies:
+            raise EngineError("gone")
+        for line in self.lines:
+            on_line(line)
+        return self.result
+
+
+def described(engine: Asked, base_image: str, tmp_path: Path, registry: str = "") -> given_base.GivenBase | None:
+    toolchain = dataclasses.replace(TOOLCHAIN, base_image=base_image)  # its lock has gcc
+    return given_base.describe(toolchain, "t:1", registry, engine=engine, log=tmp_path / "log")  # type: ignore[arg-type]
+
+
+def test_a_bootstrapped_image_has_no_base_and_is_not_asked(tmp_path: Path) -> None:
+    engine = Asked()
+    assert described(engine, "", tmp_path) is None
+    assert engine.specs == []
+
+
+def test_a_base_is_known_by_the_image_that_the_engine_has(tmp_path: Path) -> None:
+    held = f"sha256:{'c' * 64}"
+    engine = Asked(images={f"mirror.example/{PINNED}": held})
+    base = described(engine, PINNED, tmp_path, "mirror.example")
+    assert base is not None
+    assert (base.name, base.uri) == (PINNED, f"docker://mirror.example/{PINNED}")
+    assert (base.digest, base.digest_of) == (held, "image")
+    assert base.packages is not None
+    assert [(one.name, one.version, one.architecture) for one in base.packages] == [
+        ("held", "1.0", "all"), ("libc6", "2.36-9", "amd64"), ("libc6", "2.36-9", "i386"),
+    ], "what is installed, and in no lock"
+    assert engine.specs[0].uid != 0
+    base = described(Asked(), PINNED, tmp_path)
+    assert base is not None
+    assert (base.digest, base.digest_of) == (f"sha256:{'a' * 64}", "manifest"), "the engine needs it no more"
+    base = described(Asked(), "debian:bookworm", tmp_path)
+    assert base is not None
+    assert (base.digest, base.digest_of) == ("", ""), "never guessed"
+
+
+def test_a_base_from_a_file_is_known_by_its_content(tmp_path: Path) -> None:
+    file = tmp_path / "base image.tar"
+    file.write_bytes(b"root")
+    base = described(Asked(), str(file), tmp_path)
+    assert base is not None
+    assert (base.name, base.uri) == ("base image.tar", file.as_uri())
+    assert (base.digest, base.digest_of) == (f"sha256:{hashlib.sha256(b'root').hexdigest()}", "file")
+    file.unlink()
+    base = described(Asked(), str(file), tmp_path)
+    assert base is not None
+    assert base.digest == ""
+
+
+@pytest.mark.parametrize(
+    "engine", [Asked(lines=()), Asked(result=RunResult(returncode=127)), Asked(dies=True)], ids=["empty", "none", "dead"]
+)
+def test_packages_that_cannot_be_read_are_not_an_empty_list(engine: Asked, tmp_path: Path) -> None:
+    base = described(engine, PINNED, tmp_path)
+    assert base is not None
+    assert base.packages is None
