@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from kwdb_build.build.diagnosis import explains, first_error, first_failed_test, out_of_memory
 from kwdb_build.errors import BuildError, SpaceError
-from kwdb_build.files import free_bytes
+from kwdb_build.files import free_bytes, human_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from kwdb_build.build.runner import Wishes
     from kwdb_build.engine.base import RunResult
     from kwdb_build.errors import KwdbBuildError
     from kwdb_build.model import Version
@@ -30,9 +31,13 @@ def _disk_full(version: Version, context: str, log: Path) -> SpaceError:
 
 
 def failure(
-    version: Version, result: RunResult, *, jobs: int, place: Path, log: Path, log_start: int
+    version: Version, result: RunResult, *, jobs: int, memory_bytes: int, wishes: Wishes, place: Path, log: Path,
+    log_start: int,
 ) -> KwdbBuildError:
-    """The error of a build in place that ended with another code than 0; its lines in the log begin at log_start."""
+    """The error of a build in place that ended with another code than 0; its lines in the log begin at log_start.
+
+    memory_bytes: the limit that it had, 0 for none.
+    """
     with log.open(encoding="utf-8", errors="replace") as stream:
         stream.seek(log_start)
         error = first_error(stream)
@@ -42,22 +47,37 @@ def failure(
     if _FULL.search(error) or (not explains(error) and free_bytes(place) < _NOTHING_BYTES):
         return _disk_full(version, error, log)
     if result.oom_killed or out_of_memory(error):
-        fewer = f"run it again with --jobs {max(1, jobs // 2)}, or allow" if jobs > 1 else "allow"
+        more = (
+            f"allow more memory than {human_bytes(memory_bytes)} (--memory)" if memory_bytes
+            else "give this machine more memory or swap"
+        )
         return BuildError(
             f"the build of {version} ran out of memory with {jobs} job{'s' if jobs != 1 else ''}", context=error,
-            log=log, hint=f"{fewer} more memory (--memory): each C++ compiler takes up to 0.9 GB, and Go's link 2 GB",
+            log=log, hint=f"{_with_fewer(jobs)}{more}: each C++ compiler takes up to 0.9 GB, and Go's link 2 GB",
         )
     if result.timed_out:
         return BuildError(f"the build of {version} did not come to an end and was stopped", context=error, log=log)
     if result.returncode == _KILLED:
         return BuildError(
             f"the build of {version} was killed from outside", context=error, log=log,
-            hint="somebody removed its container, or the machine ran out of memory (the kernel's log tells): run "
-            f"it again, perhaps with --jobs {max(1, jobs // 2)}",
+            hint="somebody removed its container, or the machine ran out of memory (the kernel's log tells): "
+            + (f"run it again, perhaps with --jobs {jobs // 2}" if jobs > 1 else "run it again"),
         )
     return BuildError(
         f"the build of {version} failed (make ended with exit code {result.returncode})",
         context=error or "no line of its output looks like an error; see the log", log=log,
-        hint="the first error is above; the log has everything the compiler said; --shell-on-failure opens a shell in "
-        "the container, --keep-container keeps it",
+        hint="; ".join(["the first error is above", "the log has everything the compiler said", *_not_asked(wishes)]),
     )
+
+
+def _with_fewer(jobs: int) -> str:
+    return f"run it again with --jobs {jobs // 2}, or " if jobs > 1 else ""
+
+
+def _not_asked(wishes: Wishes) -> list[str]:
+    """Which ways to look into a failure were not taken. They are the verb build's: upgrade has no such options."""
+    ways = {
+        "`build … --shell-on-failure` opens a shell where it fails": wishes.shell_on_failure,
+        "`build … --keep-container` keeps container and working copy": wishes.keep_failed,
+    }
+    return [words for words, taken in ways.items() if not taken]

@@ -19,6 +19,7 @@ from kwdb_build.build.includes import includes_of
 from kwdb_build.build.inputs import Dependencies, dependencies_digest, headers_of
 from kwdb_build.build.key import build_key
 from kwdb_build.build.watch import Watch
+from kwdb_build.command import quote
 from kwdb_build.engine.base import Mount, RunSpec
 from kwdb_build.errors import BuildError, SpaceError
 from kwdb_build.files import human_bytes, write_atomic
@@ -261,7 +262,8 @@ class Run:
     def _failure(self, result: RunResult, log_start: int) -> KwdbBuildError:
         bench = self._bench
         return failure(
-            bench.tree.version, result, jobs=self._jobs, place=self._scratch, log=bench.log, log_start=log_start
+            bench.tree.version, result, jobs=self._jobs, memory_bytes=bench.memory_bytes, wishes=bench.wishes,
+            place=self._scratch, log=bench.log, log_start=log_start,
         )
 
     def _leave(self, error: KwdbBuildError, result: RunResult, target: str = "") -> None:
@@ -272,6 +274,9 @@ class Run:
             bench.progress.note(f"kept: the working copy {self.gopath}")
             if result.kept:
                 bench.progress.note(f"kept: the container; this runs make again in it: `{result.kept}`")
+            # The container first: the working copy is mounted in it.
+            removal = [*filter(None, (result.removal,)), quote(["rm", "-rf", str(self._scratch)])]
+            bench.progress.note(f"nothing removes them but you: {', then '.join(f'`{line}`' for line in removal)}")
         if bench.wishes.shell_on_failure:
             bench.progress.note(f"error: {error.message}\n{error.context}")
             asked = " ".join(self.argv(target))

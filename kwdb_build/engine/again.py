@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 _KEPT = "kept"
 
 
-def keep(place: Path, spec: RunSpec) -> str:
-    """Write a run down below place (private: it holds the environment); the command that starts it again."""
+def keep(place: Path, spec: RunSpec) -> tuple[str, str]:
+    """Write a run down below place (private: it holds the environment); what starts it again, and what removes it."""
     kept = files.private_directory(place / _KEPT) / f"{spec.name}-{uuid.uuid4().hex[:8]}.json"
     files.write_json(kept, replace(spec, keep_failed=False), mode=files.PRIVATE)
-    return command.quote([sys.executable, "-m", "kwdb_build.engine.again", str(kept)])
+    again = command.quote([sys.executable, "-m", "kwdb_build.engine.again", str(kept)])
+    return again, command.quote(["rm", "-f", str(kept), str(_log_of(kept))])
 
 
 def main(argv: list[str]) -> int:
@@ -38,10 +39,14 @@ def main(argv: list[str]) -> int:
         spec = replace(spec, argv=("/bin/sh",), interactive=True)
     try:
         with SandboxEngine.open(path.parents[1]) as engine:
-            return engine.run(spec, on_line=_show, log=path.with_suffix(".log")).returncode
+            return engine.run(spec, on_line=_show, log=_log_of(path)).returncode
     except KwdbBuildError as error:
         sys.stderr.write(f"{error.message}\n{error.context}\n{error.hint}\n")
         return int(error.exit_code)
+
+
+def _log_of(kept: Path) -> Path:
+    return kept.with_suffix(".log")
 
 
 def _show(line: str) -> None:

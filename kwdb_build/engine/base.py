@@ -69,13 +69,15 @@ class RunSpec:
 class RunResult:
     """How a run ended: its exit code, whether the kernel killed it for memory, whether timeout_s ended it.
 
-    kept: what a person types to go on with a run that was kept (keep_failed); '' when nothing was.
+    kept: what a person types to go on with a run that was kept (keep_failed), removal: what removes it; '' when
+    nothing was.
     """
 
     returncode: int
     oom_killed: bool = False
     timed_out: bool = False
     kept: str = ""
+    removal: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

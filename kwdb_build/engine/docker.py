@@ -230,7 +230,7 @@ class DockerEngine:
         if spec.interactive:
             require_terminal()
         self.remove_leftovers(spec.name)
-        container, kept = "", ""
+        container, kept, removal = "", "", ""
         with log.open("a", encoding="utf-8", errors="replace", buffering=1) as sink:
             try:
                 with self._talk(f"run {spec.argv[0]} in {spec.image}", log=log):
@@ -239,7 +239,8 @@ class DockerEngine:
                     result = self._follow(container, spec, Sink(sink.write, on_line))
                     if spec.keep_failed and result.returncode != 0:
                         kept = f"docker --host {self.address} start --attach {container[:12]}"
-                    return replace(result, kept=kept)
+                        removal = f"docker --host {self.address} rm --force {container[:12]}"
+                    return replace(result, kept=kept, removal=removal)
             finally:
                 if not kept:
                     self._remove(container)

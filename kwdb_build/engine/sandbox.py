@@ -184,7 +184,8 @@ class SandboxEngine:
             run = _Run(spec=spec, root=root, sink=sink, stack=stack, as_root=self._as_root, limits=limits)
             result = run.follow()
         if spec.keep_failed and result.returncode != 0:
-            return replace(result, kept=again.keep(Path(self.address), spec))
+            kept, removal = again.keep(Path(self.address), spec)
+            return replace(result, kept=kept, removal=removal)
         return result
 
     def _unpack(self, archive: Path, target: Path) -> None:

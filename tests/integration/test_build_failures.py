@@ -167,13 +167,16 @@ def test_a_failed_build_can_be_kept_and_looked_into(warm_in: Callable[[Path], To
     child.expect("[0-9a-f]{12}")
     container = child.match.group(0)
     try:
+        child.expect_exact(f"rm --force {container}`, then `rm -rf {tool.home}/work/build-")
         child.expect_exact("a shell where the build failed")
         child.expect_exact("kwbasedb$ ")
         child.sendline("pwd; id -u; ls build/CMakeCache.txt")
         child.expect_exact("/kwdb/src/gitee.com/kwbasedb")
         child.expect_exact("build/CMakeCache.txt")
         child.sendline("exit")
+        child.expect_exact("what to do:")
         child.expect_exact("exit code 7")
+        assert "--keep-container" not in child.before
         child.expect(pexpect.EOF)
         child.close()
         assert child.exitstatus == ExitCode.BUILD

@@ -362,3 +362,5 @@ def test_a_failed_run_can_go_on(sandbox: SandboxEngine, tmp_path: Path) -> None:
             env={**os.environ, "PYTHONPATH": str(TOP)},
         )
         assert (again.returncode, again.stdout) == (0, "xyzzy\n"), again.stderr
+        subprocess.run(result.removal.split(), check=True)
+        assert list(kept.parent.iterdir()) == []

@@ -74,6 +74,8 @@ def test_a_failed_run_is_kept_when_asked_for_and_can_go_on(
             (tmp_path / "wait").unlink()
             assert again.wait(60) == 0
         (tmp_path / "mended").unlink()
+        subprocess.run(result.removal.split(), check=True, stdout=subprocess.DEVNULL)
+        assert containers(engine, spec.name) == []
     finally:
         engine._remove(kept)
     well = engine.run(dataclasses.replace(spec, argv=("sh", "-c", "exit 0")), on_line=lines.append, log=log)

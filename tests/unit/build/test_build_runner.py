@@ -197,7 +197,7 @@ class FailsTests(StandIn):
 
     def run(self, spec: RunSpec, *, on_line: Callable[[str], None], log: Path) -> RunResult:
         if "kwdbts2-test" in spec.argv:
-            self.lines, self.result = self.tests_say, RunResult(returncode=2, kept="start it again")
+            self.lines, self.result = self.tests_say, RunResult(returncode=2, kept="start it again", removal="remove it")
         return super().run(spec, on_line=on_line, log=log)
 
 
@@ -237,6 +237,7 @@ def test_a_failed_test_of_kwdbs_own_is_shown_and_kept_when_it_was_asked_for(
     [copy] = left_in_work(tmp_path)
     assert any(f"{copy}/gopath" in note for note in notes.notes)
     assert any("`start it again`" in note for note in notes.notes)
+    assert any(f"`remove it`, then `rm -rf {tmp_path / 'work' / copy}`" in note for note in notes.notes)
 
 
 def test_a_disk_that_becomes_full_in_a_test_is_no_failed_test(call: Callable[..., Any], tmp_path: Path) -> None:
@@ -259,6 +260,21 @@ def test_too_little_memory_is_called_so(
     error = failed(call, tmp_path, StandIn(lines=lines, result=result), jobs=8)
     assert "out of memory with 8 jobs" in error.message
     assert "--jobs 4" in error.hint
+    assert "more memory or swap" in error.hint
+    assert "--memory" not in error.hint, "there was no limit to raise"
+
+    limited = failed(call, tmp_path, StandIn(lines=lines, result=result), jobs=1, memory="3g")
+    assert "more memory than 3.0 GiB (--memory)" in limited.hint
+    assert "--jobs" not in limited.hint
+
+
+@pytest.mark.parametrize("taken", [(), ("--keep-container",), ("--shell-on-failure",), ("--keep-container", "--shell-on-failure")])
+def test_the_hint_of_a_failure_names_only_what_was_not_asked_for(call: Callable[..., Any], taken: tuple[str, ...]) -> None:
+    wishes = Wishes(keep_failed="--keep-container" in taken, shell_on_failure="--shell-on-failure" in taken)
+    with pytest.raises(BuildError) as caught:
+        call(StandIn(lines=("a.c:1:2: error: boom",), result=RunResult(returncode=2)), wishes=wishes)
+    for option in ("--keep-container", "--shell-on-failure"):
+        assert (option in caught.value.hint) is (option not in taken)
 
 
 def test_a_container_that_somebody_killed_is_not_called_too_little_memory(
@@ -267,6 +283,9 @@ def test_a_container_that_somebody_killed_is_not_called_too_little_memory(
     error = failed(call, tmp_path, StandIn(lines=("[ 1%] Building",), result=RunResult(returncode=137)), jobs=8)
     assert "killed from outside" in error.message
     assert "kernel" in error.hint
+    assert "--jobs 4" in error.hint
+    alone = failed(call, tmp_path, StandIn(lines=("[ 1%] Building",), result=RunResult(returncode=137)), jobs=1)
+    assert "--jobs" not in alone.hint
 
 
 @pytest.mark.parametrize("name", ["bin/kwbase", "lib/libcommon.so", "lib/libkwdbts2.so"])
