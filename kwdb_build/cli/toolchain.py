@@ -165,6 +165,36 @@ def toolchain_import(console: Console, settings: Settings, *, file: Path, **_: A
     return 0
 
 
+@toolchain.command("prune")
+@click.option("--keep", "own", multiple=True, metavar="FOLDER", help="A toolchain of your own that stays. Repeatable.")
+@click.option("--dry-run", "-n", is_flag=True, help="Only say what would go.")
+@common
+@verb
+def toolchain_prune(console: Console, settings: Settings, *, own: tuple[str, ...], dry_run: bool) -> int:
+    """Remove base images, packages and wheels that no toolchain's lock names any more.
+
+    All of it can be fetched again. Images that an engine has are not touched, nor what an opened bundle needs.
+    """
+    from kwdb_build.files import human_bytes
+    from kwdb_build.toolchain import load, materials
+
+    home = settings.home.absolute()
+    named = (*own, *([settings.toolchain] if settings.toolchain else []))
+    names = materials.needed(home, materials.folders_of(named, search=load.toolchains_root()))
+    gone = materials.prune(home / "images", names, dry_run=dry_run)
+    freed = sum(one.size_bytes for one in gone)
+    if console.as_json:
+        console.data({"dry_run": dry_run, "removed": gone, "freed_bytes": freed})
+        return 0
+    word = "would go" if dry_run else "gone"
+    for kind in (materials.BASE, materials.PACKAGE, materials.WHEEL):
+        if found := [one for one in gone if one.kind == kind]:
+            size = human_bytes(sum(one.size_bytes for one in found))
+            console.note(f"{word}: {len(found)} {kind}{'s' if len(found) > 1 else ''}, {size}")
+    console.note(f"{human_bytes(freed)} {'would be freed' if dry_run else 'freed'}")
+    return 0
+
+
 def _known(settings: Settings) -> list[Toolchain]:
     from kwdb_build.toolchain import load
 
