@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kwdb_build.build.progress import Step
 
 FILE = "builds.jsonl"
+BUILT = "built"
 _KEPT = 200
 _MARK_EVERY = 10
 _GO_MARK_EVERY = 50
@@ -46,7 +47,10 @@ class CacheUse:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRecord:
-    """One build. marks: how far it was -> seconds since its begin; memory_bytes: the most that was seen at once."""
+    """One build, or a run of KWDB's own tests after one.
+
+    marks: how far it was -> seconds since its begin; memory_bytes: the most that was seen at once.
+    """
 
     when: str
     key: str
@@ -147,9 +151,9 @@ class BuildHistory:
             return ()
         return tuple(record for line in text.splitlines() if (record := _read(line)) is not None)
 
-    def most_like(self, new: BuildRecord) -> BuildRecord | None:
-        """The successful build that tells most about a new one; the newest of equals."""
-        return _best([record for record in self.all() if record.outcome == "built"], new)
+    def most_like(self, new: BuildRecord, outcome: str = BUILT) -> BuildRecord | None:
+        """The successful build (or what else ended so) that tells most about a new one; the newest of equals."""
+        return _best([record for record in self.all() if record.outcome == outcome], new)
 
 
 def _best(records: Sequence[BuildRecord], new: BuildRecord) -> BuildRecord | None:

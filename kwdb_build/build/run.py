@@ -14,11 +14,11 @@ from kwdb_build.build import caches, conditions, kept, results
 from kwdb_build.build import recipe as recipes
 from kwdb_build.build.diagnosis import first_error
 from kwdb_build.build.failure import failure
-from kwdb_build.build.history import FILE, BuildHistory, BuildRecord
+from kwdb_build.build.history import BUILT, FILE, BuildHistory, BuildRecord, CacheUse
 from kwdb_build.build.includes import includes_of
 from kwdb_build.build.inputs import Dependencies, dependencies_digest, headers_of
 from kwdb_build.build.key import build_key
-from kwdb_build.build.watch import Watch
+from kwdb_build.build.watch import Watch, minutes
 from kwdb_build.command import quote
 from kwdb_build.engine.base import Mount, RunSpec
 from kwdb_build.errors import BuildError, SpaceError
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kwdb_build.build.conditions import Conditions
-    from kwdb_build.build.history import CacheUse
     from kwdb_build.build.includes import Includes
     from kwdb_build.build.inputs import Headers
     from kwdb_build.build.remote import Remote
@@ -199,7 +198,7 @@ class Run:
         began = time.monotonic()
         result = bench.engine.run(self.make_spec(), on_line=self._watch.line, log=bench.log)
         self._watch.finish()
-        history.add(self._record("built" if result.returncode == 0 else "failed", time.monotonic() - began))
+        history.add(self._record(BUILT if result.returncode == 0 else "failed", time.monotonic() - began))
         if result.returncode != 0:
             error = self._failure(result, log_start)
             self._leave(error, result)
@@ -301,7 +300,10 @@ class Run:
         bench = self._bench
         bench.progress.update(f"running make {target}")
         log_start = bench.log.stat().st_size
-        result = bench.engine.run(self.make_spec(target), on_line=_Said(bench.progress, target), log=bench.log)
+        history, passed, began = BuildHistory(bench.work_dir.parent / FILE), f"{target} passed", time.monotonic()
+        past = history.most_like(self._record(passed, 0.0), passed)
+        said = _Said(bench.progress, target, past.seconds if past is not None else 0.0)
+        result = bench.engine.run(self.make_spec(target), on_line=said, log=bench.log)
         if result.returncode != 0:
             error = self._failure(result, log_start)
             if not isinstance(error, SpaceError):
@@ -312,6 +314,8 @@ class Run:
                 )
             self._leave(error, result, target)
             raise error
+        # Not what the build took of memory and caches.
+        history.add(replace(self._record(passed, time.monotonic() - began), memory_bytes=0, marks={}, cache=CacheUse()))
         bench.progress.note(f"make {target}: passed")
 
     def outcome(self) -> dict[str, Any]:
@@ -370,12 +374,16 @@ def _ignore(_line: str) -> None:
 
 
 class _Said:
-    """Shows what a test run says, prefixed by its target."""
+    """Shows what a test run says, prefixed by its target, and the time left as an earlier run took it (0: none)."""
 
-    def __init__(self, progress: Progress, target: str) -> None:
+    def __init__(self, progress: Progress, target: str, past_s: float) -> None:
         self._progress = progress
         self._target = target
+        self._past_s = past_s
+        self._began = time.monotonic()
 
     def __call__(self, line: str) -> None:
         if line.strip():
-            self._progress.update(f"{self._target}: {line.strip()[:80]}")
+            left = self._past_s - (time.monotonic() - self._began)
+            ahead = f"about {minutes(left)} left  " if left > 0 else ""  # one that takes longer: nobody knows
+            self._progress.update(f"{ahead}{self._target}: {line.strip()[:80]}")

@@ -98,7 +98,7 @@ class Watch:
     def _show(self, step: Step) -> None:
         left = self._pace.left_s(time.monotonic() - self._began)
         # The time first: a narrow terminal cuts the end off.
-        ahead = f"about {_minutes(left)} left" if left is not None else ""
+        ahead = f"about {minutes(left)} left" if left is not None else ""
         self._progress.update(
             "  ".join(filter(None, [ahead, step.text, self._aside])), done=step.done or None, total=step.total or None
         )
@@ -131,6 +131,7 @@ def _memory(note: Path, most: int) -> tuple[int, int]:
     return now, max(most, peak)
 
 
-def _minutes(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02}"
+def minutes(seconds: float) -> str:
+    """75.2 -> '1:15'."""
+    whole, rest = divmod(round(seconds), 60)
+    return f"{whole}:{rest:02}"

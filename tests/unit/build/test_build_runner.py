@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kwdb_build.build.history import FILE, BuildHistory
 from kwdb_build.build.recipe import recipe_for
 from kwdb_build.build.runner import Wishes, build
 from kwdb_build.build.store import ArtifactStore
@@ -238,6 +241,39 @@ def test_a_failed_test_of_kwdbs_own_is_shown_and_kept_when_it_was_asked_for(
     assert any(f"{copy}/gopath" in note for note in notes.notes)
     assert any("`start it again`" in note for note in notes.notes)
     assert any(f"`remove it`, then `rm -rf {tmp_path / 'work' / copy}`" in note for note in notes.notes)
+
+
+def test_own_tests_show_the_time_left_as_the_last_run_that_passed_took_it(
+    call: Callable[..., Any], tmp_path: Path
+) -> None:
+    @dataclass
+    class Tests(FailsTests):
+        code: int = 0
+
+        def run(self, spec: RunSpec, *, on_line: Callable[[str], None], log: Path) -> RunResult:
+            super().run(spec, on_line=on_line, log=log)
+            return RunResult(returncode=self.code if "kwdbts2-test" in spec.argv else 0)
+
+    def shown(code: int = 0) -> list[str]:
+        notes = Notes()
+        engine = Tests(install=complete(), tests_say=("1/2 Test #1: tag_test ... Passed",), code=code)
+        engine.lines = ()
+        with contextlib.suppress(BuildError):
+            call(engine, progress=notes, wishes=Wishes(tests=("kwdbts2-test",)))
+        return [text for text in notes.texts if "tag_test" in text]
+
+    assert shown(code=1) == shown() == ["kwdbts2-test: 1/2 Test #1: tag_test ... Passed"], "none has passed before"
+    file = tmp_path / FILE
+    records = BuildHistory(file).all()
+    assert [record.outcome for record in records] == ["built", "built", "kwdbts2-test passed"]
+    file.unlink()
+    for record in (*records, dataclasses.replace(records[-1], outcome="kwbase-test passed", seconds=9000.0)):
+        long = record.outcome == "kwdbts2-test passed"
+        BuildHistory(file).add(dataclasses.replace(record, seconds=600.0) if long else record)
+    [text] = shown()
+    assert text.startswith(("about 10:00 left  kwdbts2-test: 1/2", "about 9:59 left  kwdbts2-test: 1/2"))
+    assert BuildHistory(file).all()[-1].seconds < 100, "this one was quick: the next one is told so"
+    assert not shown()[0].startswith(("about 10:", "about 9:"))
 
 
 def test_a_disk_that_becomes_full_in_a_test_is_no_failed_test(call: Callable[..., Any], tmp_path: Path) -> None:
