@@ -141,6 +141,23 @@ def test_another_commit_with_a_new_header_compiles_no_cpp(warm: Tool, tmp_path: 
     assert use.hits >= 8
 
 
+def test_a_header_of_kwdbs_own_leaves_the_libraries_that_come_with_it(
+    warm: Tool, repositories: MiniRepositories, tmp_path: Path
+) -> None:
+    def build(number: int) -> Answer:
+        header = changed(
+            repositories, "kwdbts2/src/tag_file.h", "namespace kwdbts {", 'inline const char* unseen() {{ return "{}"; }}',
+            tmp_path / f"{number}.patch",
+        )
+        answer = warm("build", "V1.1.0", "--patch", str(header), "--json")
+        files_of(answer)
+        return answer
+
+    build(1)
+    assert "the libraries that come with this source are there from an earlier build" in build(2).err
+    assert "tag_file.cpp" in {Path(name).name for name in last_build(warm).cache.files}, "KWDB's own were compiled"
+
+
 def test_what_ccache_is_not_told_of_is_built_right(warm: Tool, tmp_path: Path) -> None:
     """A source that reads the commit's name, and a file that only the assembler reads."""
     patch = tmp_path / "reads.patch"
