@@ -75,6 +75,9 @@ def test_a_build_is_signed_by_every_kind_of_key_carried_and_verified(tool: Tool,
     for kind, key in keys.items():
         answer = tool("build", "V1.1.0", "--sign", f"{kind}:{key.signer.key}", "--json")
         assert answer.code == 0, answer.err
+    again = tool("build", "V1.1.0", "--sign", f"ssh:{stranger.signer.key}")
+    assert again.code == 0, again.err
+    assert "not signed again" in again.err, "what the first one signed stays, as is seen below"
     file = tmp_path / "carried.tar.zst"
     assert artifact(tool.home, "export", "V1.1.0", "-o", str(file)).code == 0
     there = tmp_path / "there"
