@@ -31,26 +31,17 @@ _NOT_OF_THE_BUILD = ("qa/", "kwbase/vendor/")
 """KWDB's regression tests, and Go packages: what says there how something is built, says it to nobody here."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Headers:
-    """Everything below a source that C or C++ may include: sha256 over names and contents, and over names alone."""
-
-    contents: str
-    names: str
-
-
-def headers_of(source: Path) -> Headers:
-    """Read all headers below source. What headers are generated from counts as one.
+def headers_digest(source: Path) -> str:
+    """Sha256 over names and contents of all headers below source. What headers are generated from counts as one.
 
     Go's cache knows the files in a package's own directory and the compiler's flags, but not the headers elsewhere that
     cgo's sources include: without their digest in the flags, a package comes from the cache with the interface of the
     release that was built before.
     """
-    contents, names = hashlib.sha256(), hashlib.sha256()
+    total = hashlib.sha256()
     for name, digest in _digests(source, lambda _, suffix: suffix in _INCLUDED):
-        names.update(name + b"\0")
-        contents.update(name + b"\0" + digest + b"\0")
-    return Headers(contents=contents.hexdigest(), names=names.hexdigest())
+        total.update(name + b"\0" + digest + b"\0")
+    return total.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +59,7 @@ class Dependencies:
     wide: str = ""
 
 
-def dependencies_digest(tree: SourceTree, options: BuildOptions, headers: Headers) -> Dependencies:
+def dependencies_digest(tree: SourceTree, options: BuildOptions, headers: str) -> Dependencies:
     """Digests of the libraries' own sources whole, of every file that says how something is built, and of the options.
 
     And of the commits of their submodules. Nothing of KWDB's own Go and C++ sources.
@@ -103,7 +94,7 @@ def dependencies_digest(tree: SourceTree, options: BuildOptions, headers: Header
         total.update(name + b"\0" + digest + b"\0")
     wide = total.copy()
     total.update(b"without KWDB's own headers")
-    wide.update(b"with headers\0" + headers.contents.encode())
+    wide.update(b"with headers\0" + headers.encode())
     return Dependencies(narrow="" if climbs else total.hexdigest(), wide=wide.hexdigest())
 
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
-from kwdb_build.build import sight
 from kwdb_build.errors import UsageError
 from kwdb_build.model import SOURCE_SUFFIX
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from kwdb_build.build.includes import Includes
-    from kwdb_build.build.inputs import Headers
     from kwdb_build.model import BuildOptions, SourceTree, Version
 
 Depth = Literal["", "own", "all"]
@@ -67,103 +65,6 @@ CACHE = PurePosixPath("/kwdb-cache")
 REMOTE = PurePosixPath("/kwdb-remote")
 """Where the way to a shared cache is mounted: a directory of files, or one with a socket."""
 UMASK = "022"
-
-_TIME_OF_PLACE = f"""\
-last=-o
-for word in "$PWD/" "$@"; do
-    case "$last $word" in
-        "-o {NATIVE}"/* | "-o {THIRD_PARTY}"/* | *" -o{NATIVE}"/* | *" -o{THIRD_PARTY}"/*)
-            export SOURCE_DATE_EPOCH={DEPENDENCIES_TIME} library=yes ;;
-    esac
-    last=$word
-done
-"""
-"""For what runs in a place of dependencies, or writes to one by its absolute name."""
-
-DATE_SHIM = f"""\
-#!/bin/sh
-# `date` of a build: the time of the commit instead of now, so that two builds agree. What asks for a file's time, or
-# names a time itself, is answered by the real one.
-for argument in "$@"; do
-    case "$argument" in
-        -r* | --reference* | -d* | --date* | -f* | --file* | -s* | --set*) exec /bin/date "$@" ;;
-    esac
-done
-{_TIME_OF_PLACE}\
-exec /bin/date -d "@${{SOURCE_DATE_EPOCH:?}}" "$@"
-"""
-
-_SIGHT = sight.shell(
-    root=GOPATH, places=(NATIVE, THIRD_PARTY), sources=tuple(SOURCE / name for name in DEPENDENCIES), scratch=SCRATCH
-)
-
-TOOL_SHIM = f"""\
-#!/bin/sh
-# Any compiler, by way of ccache, and cmake (where it is called by this name): with a time of their own for
-# dependencies, of whose compilations it notes whether they could look at KWDB's own files. A compiler that lists all it
-# reads need not run its preprocessor for ccache first, and what CMake only tries, in a directory with a new name each
-# time, ccache would never find again.
-library=
-{_TIME_OF_PLACE}\
-{_SIGHT}\
-case "$KWDB_DEPEND$library  $* " in
-    all*" -MD "* | "own "*" -MD "*) export CCACHE_DEPEND=1 ;;
-esac
-case " $* " in  # macros, or the command line, get into the object as they are
-    *" -g3 "* | *" -ggdb3 "* | *" -frecord-gcc-switches "* | *" -"[fg]"record-command-line "*)
-        unset CCACHE_IGNOREOPTIONS ;;
-esac
-name=${{0##*/}}
-IFS=:
-for directory in $KWDB_PATH; do
-    [ -x "$directory/$name" ] || continue
-    case $name:$PWD in cmake:* | *:*/CMakeFiles/*) KWDB_CCACHE= ;; esac
-    [ -x "$KWDB_CCACHE" ] && exec "$KWDB_CCACHE" "$directory/$name" "$@"
-    exec "$directory/$name" "$@"
-done
-echo "$name: not in $KWDB_PATH" >&2
-exit 127
-"""
-
-ENTER = f"""\
-#!/bin/sh
-# enter UMASK COMMAND...: runs the build with a fixed umask (an engine may pass its own on), and notes meanwhile how
-# many pages of memory all processes in here hold, now and at most. Shared pages are counted once for each.
-umask "$1"
-shift
-[ -z "$KWDB_CCACHE" ] || KWDB_CCACHE=$(PATH=$KWDB_PATH command -v ccache)
-export KWDB_CCACHE
-mkdir -p "$TMPDIR/tools"
-(
-    IFS=:
-    for directory in $KWDB_PATH; do
-        for name in cmake cc c++ gcc g++ clang clang++ 'c[89]9' 'c[89]9-gcc' 'gcc-[0-9]*' 'g++-[0-9]*' 'clang-[0-9]*' \
-            'clang++-[0-9]*' '*-linux-gnu*-gcc' '*-linux-gnu*-g++' '*-linux-gnu*-gcc-[0-9]*' '*-linux-gnu*-g++-[0-9]*'
-        do
-            for file in "$directory"/$name; do
-                [ -x "$file" ] && ln -sf {SHIMS}/tool "$TMPDIR/tools/${{file##*/}}"
-            done
-        done
-    done
-)
-(
-    most=0
-    while :; do
-        now=0
-        for file in /proc/[0-9]*/statm; do
-            {{ read -r _ pages _ < "$file"; }} 2> /dev/null && now=$((now + pages))
-        done
-        [ "$now" -gt "$most" ] && most=$now
-        echo "$now $most" > "$TMPDIR/memory"
-        sleep 2
-    done
-) > /dev/null 2>&1 &
-watch=$!
-"$@"
-code=$?
-kill "$watch" 2> /dev/null
-exit "$code"
-"""
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _COMPILER_BYTES = 900_000_000
@@ -319,11 +220,11 @@ def cmake_environment(options: BuildOptions) -> dict[str, str]:
 
 
 def environment(
-    tree: SourceTree, toolchain_environment: Mapping[str, str], headers: Headers, includes: Includes | None
+    tree: SourceTree, toolchain_environment: Mapping[str, str], headers: str, includes: Includes | None
 ) -> dict[str, str]:
     """The whole environment of the build: the toolchain's own, then what makes the build offline and repeatable.
 
-    PATH is the toolchain's with our stand-ins first. The digest of the headers' contents is a macro that nobody reads:
+    PATH is the toolchain's with our stand-ins first. headers, their digest, is a macro that nobody reads:
     cgo's flags are part of what Go's cache goes by. KWDB's Makefile sets the other CGO_ variables, and leaves this one
     alone.
 
@@ -358,7 +259,7 @@ def environment(
         "GOTOOLCHAIN": "local",
         "GOENV": "off",
         "GOCACHE": str(CACHE / "go"),
-        "CGO_CPPFLAGS": f"-DKWDB_BUILD_HEADERS_{headers.contents[:32]}",
+        "CGO_CPPFLAGS": f"-DKWDB_BUILD_HEADERS_{headers[:32]}",
         # The working copy is the build's own, but git also looks at the owner of the mount point.
         "GIT_CONFIG_NOSYSTEM": "1",
         # A dependency that asks git for its revision must not be told KWDB's: brpc does, from where CMake builds it. It

@@ -10,13 +10,13 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kwdb_build.build import caches, conditions, kept, results
+from kwdb_build.build import caches, conditions, kept, results, shims
 from kwdb_build.build import recipe as recipes
 from kwdb_build.build.diagnosis import first_error
 from kwdb_build.build.failure import failure
 from kwdb_build.build.history import BUILT, FILE, BuildHistory, BuildRecord, CacheUse
 from kwdb_build.build.includes import includes_of
-from kwdb_build.build.inputs import Dependencies, dependencies_digest, headers_of
+from kwdb_build.build.inputs import Dependencies, dependencies_digest, headers_digest
 from kwdb_build.build.key import build_key
 from kwdb_build.build.watch import Watch, minutes
 from kwdb_build.command import quote
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from kwdb_build.build.conditions import Conditions
     from kwdb_build.build.includes import Includes
-    from kwdb_build.build.inputs import Headers
     from kwdb_build.build.remote import Remote
     from kwdb_build.build.runner import Bench
     from kwdb_build.console import Progress
@@ -98,7 +97,7 @@ class Run:
         for directory in (*owned, self.gopath):
             os.chown(directory, self._uid, self._gid)
         self.shims.mkdir()
-        for name, text in (("date", recipes.DATE_SHIM), ("enter", recipes.ENTER), ("tool", recipes.TOOL_SHIM)):
+        for name, text in shims.FILES.items():
             (self.shims / name).write_text(text, encoding="utf-8")
             (self.shims / name).chmod(0o755)
         self.shims.chmod(0o755)
@@ -138,8 +137,8 @@ class Run:
         return self._cache.parent / kept.DIRECTORY
 
     @cached_property
-    def _headers(self) -> Headers:
-        return headers_of(self._bench.tree.path)
+    def _headers(self) -> str:
+        return headers_digest(self._bench.tree.path)
 
     def _system_headers(self) -> frozenset[bytes] | None:
         """Names of all headers in the build image, looked up once for each image; None when it cannot be listed."""

@@ -10,8 +10,9 @@ from git import Repo
 
 from kwdb_build.build import kept
 from kwdb_build.build import recipe as recipes
-from kwdb_build.build.inputs import Headers, dependencies_digest, headers_of
+from kwdb_build.build.inputs import dependencies_digest, headers_digest
 from kwdb_build.build.recipe import GOPATH, SOURCE
+from kwdb_build.build.shims import FILES as SHIM_FILES
 from kwdb_build.engine.base import Mount, RunSpec
 from kwdb_build.engine.docker import DockerEngine
 from kwdb_build.files import sha256_of
@@ -139,7 +140,7 @@ class Builder:
         self._count += 1
         place = self._place / str(self._count)
         tree, fetched = fresh(place / "gopath", changed), fresh(place / "fetched", changed)
-        headers = headers_of(fetched.path)
+        headers = headers_digest(fetched.path)
         digests = dependencies_digest(fetched, BuildOptions(build_type="Release"), headers)
         if warm:
             for digest in filter(None, (digests.narrow, digests.wide)):
@@ -155,13 +156,13 @@ class Builder:
             assert self.notes.notes == [], "nothing has this commit in it, although it asks git"
         return work, found
 
-    def _make(self, tree: SourceTree, headers: Headers, place: Path) -> list[str]:
+    def _make(self, tree: SourceTree, headers: str, place: Path) -> list[str]:
         lines: list[str] = []
         shims, scratch = place / "shims", place / "scratch"
         shims.mkdir()
         scratch.mkdir()
         os.chown(scratch, UID, GID)
-        for name, text in (("date", recipes.DATE_SHIM), ("enter", recipes.ENTER), ("tool", recipes.TOOL_SHIM)):
+        for name, text in SHIM_FILES.items():
             (shims / name).write_text(text)
             (shims / name).chmod(0o755)
         result = self._engine.run(

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import os
-import subprocess
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -12,12 +9,8 @@ from hypothesis import strategies as st
 
 from kwdb_build.build import recipe as recipes
 from kwdb_build.build.includes import Includes
-from kwdb_build.build.inputs import Headers
 from kwdb_build.errors import UsageError
 from kwdb_build.model import BuildOptions, SourceTree, Version
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def tree(version: str) -> SourceTree:
@@ -74,7 +67,7 @@ def test_options_that_a_shell_could_act_on_are_refused(options: BuildOptions) ->
 
 
 def test_the_environment_is_offline_and_has_the_commits_time() -> None:
-    headers = Headers(contents="0a" * 32, names="")
+    headers = "0a" * 32
     includes = Includes(order="0b" * 32, reads_commit=False, embeds=False, libraries_embed=True)
     environment = recipes.environment(
         tree("V3.1.0"), {"PATH": "/opt/go/bin:/usr/bin", "CC": "gcc-12"}, headers, includes
@@ -133,133 +126,6 @@ def test_wrong_sizes(text: str) -> None:
         recipes.parse_size(text)
 
 
-@pytest.fixture
-def date(tmp_path: Path) -> Callable[..., str]:
-    shim = tmp_path / "date"
-    shim.write_text(recipes.DATE_SHIM)
-    shim.chmod(0o755)
-
-    def call(*arguments: str) -> str:
-        environment = {"SOURCE_DATE_EPOCH": "1700000000", "TZ": "UTC", "PATH": os.environ["PATH"], "LC_ALL": "C"}
-        done = subprocess.run([shim, *arguments], env=environment, check=True, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    return call
-
-
-def test_the_date_of_a_build_is_the_commits(date: Callable[..., str]) -> None:
-    assert date("-u", "+%Y/%m/%d %H:%M:%S") == "2023/11/14 22:13:20"
-    assert date("+%s") == "1700000000"
-    assert date("-u", "--rfc-3339=seconds").startswith("2023-11-14")
-    assert date() == "Tue Nov 14 22:13:20 UTC 2023"
-
-
-@pytest.mark.parametrize("directory", ["/kwdb/native/x86_64-linux-gnu/rocksdb", str(recipes.THIRD_PARTY / "brpc-1.9.0")])
-def test_what_is_made_for_dependencies_has_a_time_that_is_no_commits(tools: Tools, directory: str) -> None:
-    assert tools("g++", "-c", "a.cc", "-o", f"{directory}/a.o")[0] == "1980"
-    assert tools("cc", "-o", f"{directory}/a.o", "-c", "a.c")[0] == "1980"
-    assert tools("cc", "-c", "a.c", f"-o{directory}/a.o")[0] == "1980"
-    assert tools("g++", "-c", "a.cc", "-o", "/kwdb/src/a.o", f"-I{directory}", f"{directory}/b.a")[0] == "2023"
-    assert tools("g++", "-c", "a.cc", "-o", "/kwdb/native-not/a.o")[0] == "2023"
-
-
-def test_compilers_are_found_by_every_name_and_go_through_ccache(tools: Tools) -> None:
-    awkward = ('-DX="a b"', "-c", "a b.cc", "*", "")
-    for name in ("g++", "gcc-12", "x86_64-linux-gnu-g++-12", "clang", "c99"):
-        assert tools(name, *awkward) == ("2023", "ccache", f"{tools.compilers}/{name}", *awkward)
-        assert tools(name, *awkward, ccache=False) == ("2023", f"{tools.compilers}/{name}", *awkward)
-    trial = tools.place / "build/CMakeFiles/CMakeScratch/TryCompile-x"
-    trial.mkdir(parents=True)
-    assert tools("g++", "-c", "x.cc", cwd=trial) == ("2023", f"{tools.compilers}/g++", "-c", "x.cc")
-    assert tools("cmake", "-S", ".") == ("2023", f"{tools.compilers}/cmake", "-S", ".")
-    assert tools("g++", "-o", "x", code=3)[-2:] == ("-o", "x")
-    assert sorted(path.name for path in tools.links.iterdir()) == [
-        "c99", "cc", "clang", "cmake", "g++", "gcc-12", "x86_64-linux-gnu-g++-12",
-    ], "and neither gcc-ar nor what another program is named"
-
-
-def test_a_compiler_that_lists_what_it_reads_is_not_preceded_by_its_preprocessor(tools: Tools) -> None:
-    library = "/kwdb/native/lz4"
-    listing = ("-O2", "-MD", "-MF", "a.d", "-c", "a.cc", "-o")
-    answers = {
-        depth: [
-            tools.depends(depth, "g++", *words)
-            for words in ((*listing, "a.o"), (*listing, f"{library}/a.o"), ("-MD", "-o", "a.o"),
-                          ("-MMD", "-c", "a.cc", "-o", "a.o"), ("-c", "a.cc", "-o", "a.o"))
-        ]
-        for depth in ("all", "own", "")
-    }
-    assert answers == {
-        "all": [True, True, True, False, False], "own": [True, False, True, False, False], "": [False] * 5,
-    }, "-MMD leaves out what lies in a directory of system headers, which some of the bundled ones do"
-
-
-def test_an_option_that_an_object_shows_is_not_ignored(tools: Tools) -> None:
-    seen = {
-        flag: "ignore" in tools("g++", "-g", flag, "-O3", '-DGIT_COMMIT_ID="1"', "-c", "a.cc", ignore="-DGIT_COMMIT_ID=*")
-        for flag in ("-g", "-O3", "-gno-record-gcc-switches", "-g3", "-ggdb3", "-frecord-gcc-switches",
-                     "-grecord-command-line", "-frecord-command-line")
-    }
-    assert list(seen.values()) == [True, True, True, False, False, False, False, False]
-
-
-class Tools:
-    """What `enter` lays out of a directory of compilers that only say how they were called."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        self.compilers, self.links = place / "compilers", place / "scratch/tools"
-        self.compilers.mkdir()
-        (place / "scratch").mkdir()
-        (place / "tool").write_text(recipes.TOOL_SHIM)
-        (place / "enter").write_text(recipes.ENTER.replace(f"{recipes.SHIMS}/tool", f"{place}/tool"))
-        names = ("cc", "g++", "gcc-12", "gcc-ar", "gcc-ar-12", "x86_64-linux-gnu-g++-12", "clang", "c99", "cmake", "ld")
-        for name in names:
-            (self.compilers / name).write_text(
-                '#!/bin/sh\nYEAR=$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y)\n'
-                'printf "%s\\0" "$YEAR" $CACHED ${CCACHE_DEPEND:+depend} ${CCACHE_IGNOREOPTIONS:+ignore} "$0" "$@"\n'
-                "exit ${CODE:-0}\n"
-            )
-        (place / "ccache").write_text('#!/bin/sh\nCACHED=ccache exec "$@"\n')
-        for path in (place / "tool", place / "enter", place / "ccache", *self.compilers.iterdir()):
-            path.chmod(0o755)
-
-    def depends(self, depth: str, name: str, *arguments: str) -> bool:
-        """Whether ccache is told to go by what the compiler lists."""
-        return "depend" in self(name, *arguments, depth=depth)
-
-    def __call__(
-        self, name: str, *arguments: str, ccache: bool = True, code: int = 0, depth: str = "", ignore: str = "",
-        cwd: Path | None = None,
-    ) -> tuple[str, ...]:
-        environment = {
-            "PATH": f"{self.links}:{os.environ['PATH']}", "KWDB_PATH": f"/no/such/place:{self.compilers}:{self.place}",
-            "KWDB_CCACHE": f"{self.place}/ccache" if ccache else "", "TMPDIR": f"{self.place}/scratch",
-            "SOURCE_DATE_EPOCH": "1700000000", "CODE": str(code), "KWDB_DEPEND": depth,
-            "CCACHE_IGNOREOPTIONS": ignore,
-        }
-        done = subprocess.run(
-            [self.place / "enter", "022", name, *arguments], env=environment, check=False, capture_output=True,
-            text=True, timeout=60, cwd=cwd,
-        )
-        assert (done.returncode, done.stderr) == (code, "")
-        return tuple(done.stdout.split("\0")[:-1])
-
-
-@pytest.fixture
-def tools(tmp_path: Path) -> Tools:
-    return Tools(tmp_path)
-
-
-def test_a_date_that_was_asked_for_is_the_real_one(date: Callable[..., str], tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.touch()
-    os.utime(file, (86_400, 86_400))
-    assert date("-u", "-d", "@0", "+%Y") == "1970"
-    assert date("-u", "--date=@0", "+%Y") == "1970"
-    assert date("-u", "-r", str(file), "+%d") == "02"
-
-
 def test_variables_as_a_person_gives_them() -> None:
     assert recipes.parse_variables(("A=1", "B=x=y", "C="), option="--make-var") == (("A", "1"), ("B", "x=y"), ("C", ""))
     with pytest.raises(UsageError, match="has no value"):
@@ -280,16 +146,3 @@ def test_cmake_variables_keep_what_the_makefile_would_pass_on() -> None:
     assert recipes.asan((("WITH_ASAN", "OFF"),)) == (("WITH_ASAN", "ON"),)
     assert "verify_asan_link_order=0" in recipes.asan_environment([["WITH_ASAN", "ON"]])["ASAN_OPTIONS"]
     assert recipes.asan_environment([["WITH_ASAN", "OFF"]]) == {}
-
-
-def test_the_wrapper_of_a_build_sets_the_umask_and_passes_the_exit_code_on(tmp_path: Path) -> None:
-    enter = tmp_path / "enter"
-    enter.write_text(recipes.ENTER)
-    enter.chmod(0o755)
-    done = subprocess.run(
-        [enter, "027", "sh", "-c", "umask; while ! test -s memory; do :; done; exit 7"], cwd=tmp_path, check=False,
-        env={"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=60,
-    )
-    assert (done.returncode, done.stdout.strip()) == (7, "0027")
-    now, most = (int(word) for word in (tmp_path / "memory").read_text().split())
-    assert 0 < now <= most

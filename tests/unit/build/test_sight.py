@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kwdb_build.build import recipe as recipes
+from kwdb_build.build.shims import TOOL_SHIM
 from kwdb_build.build.sight import OUTSIDE, SEEN
 
 SOURCE = "kwdb/src/gitee.com/kwbasedb"
@@ -25,7 +26,7 @@ class Compiler:
         for name in ("scratch", "tools", "bin", NATIVE, f"{NATIVE}/a b/c", DEPS, f"{THIRD}/build", f"{SOURCE}/kwdbts2",
                      f"{SOURCE}/build", "elsewhere"):
             (place / name).mkdir(parents=True, exist_ok=True)
-        shim = re.sub(r"(?<!\w)/kwdb\b(?!-)", f"{place}/kwdb", recipes.TOOL_SHIM)
+        shim = re.sub(r"(?<!\w)/kwdb\b(?!-)", f"{place}/kwdb", TOOL_SHIM)
         shim = shim.replace(f" {recipes.SCRATCH}/", f" {self.scratch}/")
         (place / "tools/tool").write_text(shim)
         (place / "bin/g++").write_text('#!/bin/sh\nprintf "%s\\0" "$@"\n')

@@ -1,0 +1,106 @@
+"""Our stand-ins for programs, and what a build is started by: shell texts that are mounted first in a build's PATH."""
+
+from __future__ import annotations
+
+from kwdb_build.build import sight
+from kwdb_build.build.recipe import DEPENDENCIES, DEPENDENCIES_TIME, GOPATH, NATIVE, SCRATCH, SHIMS, SOURCE, THIRD_PARTY
+
+_TIME_OF_PLACE = f"""\
+last=-o
+for word in "$PWD/" "$@"; do
+    case "$last $word" in
+        "-o {NATIVE}"/* | "-o {THIRD_PARTY}"/* | *" -o{NATIVE}"/* | *" -o{THIRD_PARTY}"/*)
+            export SOURCE_DATE_EPOCH={DEPENDENCIES_TIME} library=yes ;;
+    esac
+    last=$word
+done
+"""
+"""For what runs in a place of dependencies, or writes to one by its absolute name."""
+
+DATE_SHIM = f"""\
+#!/bin/sh
+# `date` of a build: the time of the commit instead of now, so that two builds agree. What asks for a file's time, or
+# names a time itself, is answered by the real one.
+for argument in "$@"; do
+    case "$argument" in
+        -r* | --reference* | -d* | --date* | -f* | --file* | -s* | --set*) exec /bin/date "$@" ;;
+    esac
+done
+{_TIME_OF_PLACE}\
+exec /bin/date -d "@${{SOURCE_DATE_EPOCH:?}}" "$@"
+"""
+
+_SIGHT = sight.shell(
+    root=GOPATH, places=(NATIVE, THIRD_PARTY), sources=tuple(SOURCE / name for name in DEPENDENCIES), scratch=SCRATCH
+)
+
+TOOL_SHIM = f"""\
+#!/bin/sh
+# Any compiler, by way of ccache, and cmake (where it is called by this name): with a time of their own for
+# dependencies, of whose compilations it notes whether they could look at KWDB's own files. A compiler that lists all it
+# reads need not run its preprocessor for ccache first, and what CMake only tries, in a directory with a new name each
+# time, ccache would never find again.
+library=
+{_TIME_OF_PLACE}\
+{_SIGHT}\
+case "$KWDB_DEPEND$library  $* " in
+    all*" -MD "* | "own "*" -MD "*) export CCACHE_DEPEND=1 ;;
+esac
+case " $* " in  # macros, or the command line, get into the object as they are
+    *" -g3 "* | *" -ggdb3 "* | *" -frecord-gcc-switches "* | *" -"[fg]"record-command-line "*)
+        unset CCACHE_IGNOREOPTIONS ;;
+esac
+name=${{0##*/}}
+IFS=:
+for directory in $KWDB_PATH; do
+    [ -x "$directory/$name" ] || continue
+    case $name:$PWD in cmake:* | *:*/CMakeFiles/*) KWDB_CCACHE= ;; esac
+    [ -x "$KWDB_CCACHE" ] && exec "$KWDB_CCACHE" "$directory/$name" "$@"
+    exec "$directory/$name" "$@"
+done
+echo "$name: not in $KWDB_PATH" >&2
+exit 127
+"""
+
+ENTER = f"""\
+#!/bin/sh
+# enter UMASK COMMAND...: runs the build with a fixed umask (an engine may pass its own on), and notes meanwhile how
+# many pages of memory all processes in here hold, now and at most. Shared pages are counted once for each.
+umask "$1"
+shift
+[ -z "$KWDB_CCACHE" ] || KWDB_CCACHE=$(PATH=$KWDB_PATH command -v ccache)
+export KWDB_CCACHE
+mkdir -p "$TMPDIR/tools"
+(
+    IFS=:
+    for directory in $KWDB_PATH; do
+        for name in cmake cc c++ gcc g++ clang clang++ 'c[89]9' 'c[89]9-gcc' 'gcc-[0-9]*' 'g++-[0-9]*' 'clang-[0-9]*' \
+            'clang++-[0-9]*' '*-linux-gnu*-gcc' '*-linux-gnu*-g++' '*-linux-gnu*-gcc-[0-9]*' '*-linux-gnu*-g++-[0-9]*'
+        do
+            for file in "$directory"/$name; do
+                [ -x "$file" ] && ln -sf {SHIMS}/tool "$TMPDIR/tools/${{file##*/}}"
+            done
+        done
+    done
+)
+(
+    most=0
+    while :; do
+        now=0
+        for file in /proc/[0-9]*/statm; do
+            {{ read -r _ pages _ < "$file"; }} 2> /dev/null && now=$((now + pages))
+        done
+        [ "$now" -gt "$most" ] && most=$now
+        echo "$now $most" > "$TMPDIR/memory"
+        sleep 2
+    done
+) > /dev/null 2>&1 &
+watch=$!
+"$@"
+code=$?
+kill "$watch" 2> /dev/null
+exit "$code"
+"""
+
+FILES = {"date": DATE_SHIM, "enter": ENTER, "tool": TOOL_SHIM}
+"""By their names in SHIMS."""
