@@ -224,7 +224,7 @@ def environment(
 ) -> dict[str, str]:
     """The whole environment of the build: the toolchain's own, then what makes the build offline and repeatable.
 
-    PATH is the toolchain's with our stand-ins first. headers, their digest, is a macro that nobody reads:
+    PATH is the toolchain's with our stand-ins first. headers, a digest of theirs, becomes a macro that nobody reads, as
     cgo's flags are part of what Go's cache goes by. KWDB's Makefile sets the other CGO_ variables, and leaves this one
     alone.
 
