@@ -111,8 +111,10 @@ def take(root: Path, digest: str, gopath: Path, *, uid: int, gid: int, newer_tha
 def keep(
     root: Path, digests: Dependencies, gopath: Path, scratch: Path, tree: SourceTree, progress: Progress, *,
     limit_bytes: int,
-) -> None:
+) -> str:
     """Move what a finished build of tree made into root, if a build of another commit may have it as it is.
+
+    Returns why a change of KWDB's own headers will have it built anew, '' when it will not.
 
     The working copy at gopath is of no use any more; scratch: what the build had as such. Nothing is done when there is
     an entry already, also by the other digest: what was taken from it, nobody saw being compiled. Errors: OSError,
@@ -121,11 +123,11 @@ def keep(
     present = [place for place in _places(gopath, tree) if (gopath / place).exists() and not _linked(gopath, place)]
     there = any((root / digest / _MANIFEST).is_file() for digest in (digests.narrow, digests.wide) if digest)
     if not any(place in _BUILT for place in present) or there:
-        return
+        return ""
     if (size := sum(_size(gopath / place) for place in present)) > limit_bytes:
         progress.note(f"{NOT_KEPT}: they take {human_bytes(size)} of at most {human_bytes(limit_bytes)} (a part of "
                       "cache_size)")
-        return
+        return ""
     root.mkdir(mode=0o700, exist_ok=True)
     with scratch_directory(root, _NEW) as new:
         for place in present:
@@ -134,9 +136,11 @@ def keep(
         _own(new / _FILES)
         if reason := _unfit(new / _FILES, marks_of(tree)):
             progress.note(f"{NOT_KEPT}: {reason}")
-            return
+            return ""
         directories = [path for path in sorted(walk_all(new / _FILES)) if path.is_dir() and not path.is_symlink()]
-        outside = not digests.narrow or looked_outside(new / _FILES, scratch, tree.path)
+        outside = looked_outside(new / _FILES, scratch, tree.path) if digests.narrow else (
+            "one of their sources includes a file by a path that could lead out of them"
+        )
         entry = root / (digests.wide if outside else digests.narrow)
         write_json(new / _MANIFEST, Manifest(
             places=tuple(present), files=manifest_of(new / _FILES),
@@ -146,6 +150,7 @@ def keep(
             _discard(entry)  # of one that was being removed when the power failed, say
         with contextlib.suppress(OSError):  # another build of the same was first
             new.rename(entry)
+        return outside
 
 
 def prune(root: Path, limit_bytes: int) -> int:

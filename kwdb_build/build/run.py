@@ -120,10 +120,13 @@ class Run:
         if not self._keeps or self._bench.wishes.tests:
             return
         try:
-            kept.keep(
+            reason = kept.keep(
                 self._kept, self._dependencies, self.gopath, self._scratch_inside, self._bench.tree,
                 self._bench.progress, limit_bytes=self._bench.cache_bytes // caches.KEPT_SHARE,
             )
+            if reason:
+                with self._bench.log.open("a", encoding="utf-8") as log:
+                    log.write(f"kept: a change of any header of KWDB's own builds its libraries anew: {reason}\n")
         except (OSError, ValueError) as error:
             # The build is stored: it must not fail for what only spares the next one time.
             self._bench.progress.note(f"{kept.NOT_KEPT}: {error}")

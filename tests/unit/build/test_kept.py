@@ -63,9 +63,9 @@ def fresh(gopath: Path) -> Path:
 def keep(
     root: Path, digest: str, gopath: Path, tree: SourceTree, progress: Progress, *, limit_bytes: int = 1 << 24,
     narrow: str = "", scratch: Path = Path("/nonexistent"),
-) -> None:
+) -> str:
     digests = Dependencies(wide=digest, narrow=narrow)
-    kept.keep(root, digests, gopath, scratch, tree, progress, limit_bytes=limit_bytes)
+    return kept.keep(root, digests, gopath, scratch, tree, progress, limit_bytes=limit_bytes)
 
 
 def take(root: Path, gopath: Path, notes: Notes, *, newer_than: int = COMMIT_TIME) -> bool:
@@ -271,7 +271,8 @@ def test_the_wide_digest_is_for_what_could_look_outside(tmp_path: Path, tree: So
         (scratch / OUTSIDE).write_text("../../common\n")
     gopath = built(tmp_path / "first", **{"native__rocksdb__db.o": b"\x7fELF"})
     (gopath / "native/rocksdb/librocksdb.a").write_bytes(b"!<arch>\n")
-    keep(tmp_path / "kept", DIGEST, gopath, tree, Notes(), narrow=narrow, scratch=scratch)
+    reason = keep(tmp_path / "kept", DIGEST, gopath, tree, Notes(), narrow=narrow, scratch=scratch)
+    assert reason == ("a compiler could look at ../../common" if outside else "")
     assert [path.name for path in (tmp_path / "kept").glob("[!.]*")] == [DIGEST if outside else narrow]
     (scratch / OUTSIDE).unlink(missing_ok=True)
     keep(tmp_path / "kept", DIGEST, built(tmp_path / "second"), tree, Notes(), narrow=narrow, scratch=scratch)
