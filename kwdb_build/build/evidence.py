@@ -72,7 +72,7 @@ def climbs_out(path: Path, below: PurePosixPath, above: frozenset[str]) -> bool:
             continue
         if os.path.normpath(below.parent / name).startswith(".."):
             return True
-        there = match[1] == b'"' and (path.parent / name).is_file()
+        there = match[1] == b'"' and os.path.isfile(path.parent / name)  # noqa: PTH113 False also for what is no name
         if len(climbs) > 1 and first in above and not there:
             return True
     return False

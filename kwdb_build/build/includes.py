@@ -26,12 +26,27 @@ _COMPILED = frozenset({".c", ".c++", ".cc", ".cpp", ".cxx", ".m", ".s"})
 _INCLUDED = frozenset(
     {".def", ".h", ".h++", ".hh", ".hpp", ".hxx", ".in", ".inc", ".inl", ".ipp", ".l", ".proto", ".tcc", ".tpp", ".y"}
 )
+_GENERATES = frozenset({".in", ".l", ".proto", ".y"})
+"""Of those: what headers are generated from, under other names."""
 _WRITES_SOURCES = frozenset({".awk", ".pl", ".py", ".sh"})
-_ASKED = re.compile(
-    rb"(?:\#[ \t]*(?:include|include_next|import)\b|\b__has_include(?:_next)?[ \t]*\(?)[ \t]*[<\"]([^<>\"\n]+)[>\"]"
+_OF_THE_BUILD = frozenset({".cmake", ".mk"})
+_BUILD_FILES = ("cmakelists.txt", "gnumakefile", "makefile")
+_MENTIONED = re.compile(rb"[\w.+-]+\.(?:h|hh|hpp|hxx|inc|inl|ipp|tcc)\b")
+"""Names of headers in what says how something is built: it may make them."""
+_COMMIT_PASSED_ON = re.compile(rb"=[ \t\\\"]*" + COMMIT_MACRO.encode())
+"""A macro of another name, given the commit's by a file of the build."""
+# Each begins with letters that are searched for as such: the sources of KWDB's libraries have a hundred megabytes.
+_INCLUDE = rb"#[ \t]*(?:include|include_next|import)\b[ \t]*"
+_BY_MACRO = re.compile(_INCLUDE + rb"[^<\"\s]")
+"""An #include whose name only the preprocessor knows."""
+_ASKED = (
+    re.compile(_INCLUDE + rb"[<\"]([^<>\"\n]+)[>\"]"),
+    re.compile(rb"__has_include(?:_next)?[ \t]*\(?[ \t]*[<\"]([^<>\"\n]+)[>\"]"),
     # A name that a later #include takes from a macro.
-    rb"|\#[ \t]*define\b[^\n]*?[<\"]([\w./+-]+\.\w+)[>\"]"
+    re.compile(rb"#[ \t]*define\b[^\n<\"]*[<\"]([\w./+-]+\.\w+)[>\"]"),
 )
+_LIBRARIES = tuple(os.fsencode(f"{name}/") for name in DEPENDENCIES)
+_COMMIT_BEGINS = COMMIT_MACRO.rpartition("_")[0]
 _EMBEDS = re.compile(rb"(?i)\.incbin|\.include[ \t]+\\?\"")
 """An assembler reads these files, and no compiler names them among what it read."""
 
@@ -61,58 +76,107 @@ class Includes:
 def includes_of(source: Path, system: frozenset[bytes] | None) -> Includes:
     """Read all sources and headers below source.
 
-    system holds the names, without directories, of all headers in the build image; None when they are not known, which
-    makes each new header's name count.
+    system holds the names, without directories, of all headers in the build image; None when they are not known.
 
     An #include of a/b.h finds a file whose path ends with that. So it can find another one only when there are two such
-    files, or one that has the name of a header of the image (whose own #includes can find it, too), or one that was not
-    there before: what is asked for and is neither in the source nor in the image counts, as the build makes it or
-    __has_include was told no. The names in the bundled libraries all count: they change with their commits only.
+    files, or one that has the name of a header of the image (whose own #includes can find it, too) or of one that the
+    build may make, or one that was not there before: what is asked for and is neither in the source nor in the image
+    counts, as __has_include was told no. All names count in the bundled libraries, which change with their commits
+    only; of what headers are generated from; and everywhere when the image's headers are not known, or an #include
+    takes its name from a macro.
     """
-    places: defaultdict[bytes, list[bytes]] = defaultdict(list)
-    asked: set[bytes] = set()
-    always: list[bytes] = []
-    reads_commit = embeds = libraries_embed = False
-    libraries = tuple(os.fsencode(f"{name}/") for name in DEPENDENCIES)
+    found = _Found()
     for below, link in _files(os.fsencode(source)):
-        name = below.rpartition(b"/")[2]
-        places[name].append(below)
-        suffix = os.path.splitext(os.fsdecode(name))[1].lower()  # noqa: PTH122 tens of thousands of them
-        if link:
-            always.append(below + b" -> " + link)
-        elif (system is None and suffix in _INCLUDED) or (below.startswith(libraries) and suffix in _INCLUDED):
-            always.append(below)
-        if suffix not in _COMPILED | _INCLUDED | _WRITES_SOURCES:
-            continue
-        text = _text(source, below)
-        reads_commit = reads_commit or COMMIT_MACRO.encode() in text
-        if suffix in _WRITES_SOURCES:
-            continue
-        if _EMBEDS.search(text):
-            if suffix in _COMPILED and below.startswith(libraries):
-                libraries_embed = True
-            else:
-                embeds = True
-        asked.update(one or other for one, other in _ASKED.findall(text))
+        found.file(source, below, link)
+    # What an #include names can have any ending, and ask for more itself.
+    while new := [
+        path for name in {_base(words) for words in found.asked} for path in found.places.get(name, ())
+        if path not in found.read
+    ]:
+        for path in new:
+            found.source(path, _text(source, path))
+    always = found.links + (found.headers if system is None or found.by_macro else found.counting)
     order = hashlib.sha256()
-    for line in (*sorted(always), *_several(places, asked, system or frozenset())):
+    for line in (*sorted(always), *_several(found, system or frozenset())):
         order.update(line + b"\0")
     return Includes(
-        order=order.hexdigest(), reads_commit=reads_commit, embeds=embeds, libraries_embed=libraries_embed
+        order=order.hexdigest(), reads_commit=found.reads_commit, embeds=found.embeds,
+        libraries_embed=found.libraries_embed,
     )
 
 
-def _several(
-    places: dict[bytes, list[bytes]], asked: set[bytes], system: frozenset[bytes]
-) -> Iterator[bytes]:
+class _Found:
+    """What is gathered over the files of a source."""
+
+    def __init__(self) -> None:
+        self.places: defaultdict[bytes, list[bytes]] = defaultdict(list)
+        self.asked: set[bytes] = set()
+        self.mentioned: set[bytes] = set()
+        self.links: list[bytes] = []
+        self.headers: list[bytes] = []
+        self.counting: list[bytes] = []
+        self.read: set[bytes] = set()
+        self.reads_commit = self.embeds = self.libraries_embed = self.by_macro = False
+
+    def file(self, source: Path, below: bytes, link: bytes) -> None:
+        """One file, or a link to a directory, by its path below source."""
+        name = below.rpartition(b"/")[2]
+        self.places[name].append(below)
+        suffix = os.path.splitext(os.fsdecode(name))[1].lower()  # noqa: PTH122 tens of thousands of them
+        if link:
+            self.links.append(below + b" -> " + link)
+            return
+        if suffix in _INCLUDED:
+            self.headers.append(below)
+            if suffix in _GENERATES or below.startswith(_LIBRARIES):
+                self.counting.append(below)
+        if suffix in _COMPILED | _INCLUDED:
+            self.source(below, _text(source, below), compiled=suffix in _COMPILED)
+        elif suffix in _WRITES_SOURCES:
+            self._script(below, _text(source, below))
+        elif suffix in _OF_THE_BUILD or os.fsdecode(name).lower().startswith(_BUILD_FILES):
+            text = _text(source, below)
+            self.mentioned.update(_MENTIONED.findall(text))
+            self.reads_commit = self.reads_commit or bool(_COMMIT_PASSED_ON.search(text))
+
+    def source(self, below: bytes, text: bytes, *, compiled: bool = False) -> None:
+        """What a file of C, C++ or an assembler's asks for. compiled: by itself, and not included by others."""
+        self.read.add(below)
+        library = below.startswith(_LIBRARIES)
+        # KWDB's own could put the name together, of which this is the beginning.
+        self.reads_commit = self.reads_commit or (COMMIT_MACRO if library else _COMMIT_BEGINS).encode() in text
+        if _EMBEDS.search(text):
+            if compiled and library:
+                self.libraries_embed = True
+            else:
+                self.embeds = True
+        self.by_macro = self.by_macro or (not library and any(
+            not text[text.rfind(b"\n", 0, at) + 1:at].strip() for at in map(re.Match.start, _BY_MACRO.finditer(text))
+        ))
+        for asked in _ASKED:
+            self.asked.update(asked.findall(text))
+
+    def _script(self, below: bytes, text: bytes) -> None:
+        self.read.add(below)
+        self.reads_commit = self.reads_commit or COMMIT_MACRO.encode() in text
+        self.mentioned.update(_MENTIONED.findall(text))
+
+
+def _several(found: _Found, system: frozenset[bytes]) -> Iterator[bytes]:
     """What is asked for and is not one file, each with the files that it can be; in one order."""
-    for name in sorted({_ending(words) for words in asked}):
+    # By a link to a directory a file has further paths.
+    names = {_base(words) if found.links else _ending(words) for words in found.asked}
+    for name in sorted(names):
         base = name.rpartition(b"/")[2]
-        found = sorted(path for path in places.get(base, ()) if path == name or path.endswith(b"/" + name))
-        if len(found) > 1 or (not found and base not in system):
-            yield b"\n".join((name, *found))
-    for name in sorted(places.keys() & system):
-        yield b"\n".join((name, *sorted(places[name])))
+        files = sorted(path for path in found.places.get(base, ()) if path == name or path.endswith(b"/" + name))
+        if len(files) > 1 or base in found.mentioned or (not files and base not in system):
+            yield b"\n".join((name, *files, *((b"made",) if base in found.mentioned else ())))
+    for name in sorted(found.places.keys() & system):
+        yield b"\n".join((name, *sorted(found.places[name])))
+
+
+def _base(words: bytes) -> bytes:
+    return words.strip().rpartition(b"/")[2]
 
 
 def _ending(words: bytes) -> bytes:

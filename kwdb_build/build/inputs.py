@@ -59,10 +59,11 @@ class Dependencies:
     wide: str = ""
 
 
-def dependencies_digest(tree: SourceTree, options: BuildOptions, headers: str) -> Dependencies:
+def dependencies_digest(tree: SourceTree, options: BuildOptions, headers: str, *, image: str = "") -> Dependencies:
     """Digests of the libraries' own sources whole, of every file that says how something is built, and of the options.
 
-    And of the commits of their submodules. Nothing of KWDB's own Go and C++ sources.
+    And of the commits of their submodules. Nothing of KWDB's own Go and C++ sources. image: what the build image is
+    known by when the toolchain's lock does not say all of what is in it.
     """
     if any(_leads_out(tree.path, tree.path / name) for name in DEPENDENCIES):
         return Dependencies()
@@ -71,6 +72,7 @@ def dependencies_digest(tree: SourceTree, options: BuildOptions, headers: str) -
         "build_type": options.build_type,
         "make": sorted(options.make_variables),
         "cmake": sorted(options.cmake_variables),
+        "image": image,
         "submodules": sorted(
             [module.path, module.commit] for module in tree.submodules if module.path.startswith(DEPENDENCIES)
         ),

@@ -232,8 +232,8 @@ def environment(
     would come from the cache with the date of another commit, and the bytes would differ from those of a cold build.
     gcc takes __DATE__ from SOURCE_DATE_EPOCH, and ccache counts that in. Its quick look-up knows which files a source
     included and their contents, but not that another one now comes before one of them. So the digest of what decides
-    that stands in CPATH, as a directory that is not there: that look-up counts CPATH in, and the thorough one, by what
-    the preprocessor says, does not.
+    that stands in CPATH, as a directory that is not there: that look-up counts CPATH in. The thorough one, by what the
+    preprocessor says, does not, but a compilation that lists what it reads is not looked up in that way.
 
     includes: None for a build without ccache.
     """

@@ -25,6 +25,7 @@ from kwdb_build.errors import BuildError, SpaceError
 from kwdb_build.files import human_bytes, write_atomic
 from kwdb_build.scratch import keep
 from kwdb_build.source.inspect import copy_tree
+from kwdb_build.toolchain.given_base import is_pinned
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -159,10 +160,14 @@ class Run:
                 environment={"PATH": path, "LC_ALL": "C"}, workdir=_RESULT, name="headers",
             )
             spec = replace(spec, listed=(*spec.listed, "/usr/include"))
-            result = bench.engine.run(spec, on_line=_ignore, log=bench.log)
+            said: list[str] = []
+            result = bench.engine.run(spec, on_line=said.append, log=bench.log)
             found = (place / "headers").read_bytes() if (place / "headers").is_file() else b""
-            # 1 is that it may not read everything, and the compiler may not, either.
-            if result.returncode not in {0, 1} or b"stdio.h\n" not in found:
+            # What it may not read, the compiler may not, either.
+            whole = result.returncode == 0 or (
+                result.returncode == 1 and all(line.rstrip().endswith("Permission denied") for line in said)
+            )
+            if not whole or b"stdio.h\n" not in found:
                 bench.progress.note("the build image's headers cannot be listed: a new header in the source will make "
                                     "all C and C++ be compiled anew")
                 return None
@@ -171,7 +176,17 @@ class Run:
 
     @cached_property
     def _dependencies(self) -> Dependencies:
-        return dependencies_digest(self._bench.tree, self._bench.options, self._headers)
+        return dependencies_digest(
+            self._bench.tree, self._bench.options, self._headers, image=self._moving_image
+        )
+
+    @cached_property
+    def _moving_image(self) -> str:
+        """Identity of the build image when its base goes by a name that can mean another one tomorrow; else ''."""
+        bench = self._bench
+        if not bench.toolchain.base_image or is_pinned(bench.toolchain.base_image):
+            return ""
+        return bench.engine.image_id(bench.image) or bench.image
 
     def _make_library(self) -> None:
         """Compile, in the image, what makes programs see another time and another order."""
@@ -231,6 +246,8 @@ class Run:
                 bench.tree, bench.toolchain.environment, self._headers, self._includes
             ),
             **recipes.cmake_environment(bench.options),
+            # A cache that machines share holds what several toolchains made: they differ in more than the compiler.
+            "CCACHE_NAMESPACE": f"{bench.toolchain.lock_digest[:16]}{self._moving_image}",
             "CCACHE_MAXSIZE": f"{bench.cache_bytes // caches.CCACHE_SHARE >> 20}M",
             **self._shared.environment,
             **self._surroundings.environment,

@@ -44,10 +44,12 @@ library=
 {_TIME_OF_PLACE}\
 {_SIGHT}\
 case "$KWDB_DEPEND$library  $* " in
+    *" -MMD "*) ;;  # leaves headers out that lie where -isystem says
     all*" -MD "* | "own "*" -MD "*) export CCACHE_DEPEND=1 ;;
 esac
 case " $* " in  # macros, or the command line, get into the object as they are
-    *" -g3 "* | *" -ggdb3 "* | *" -frecord-gcc-switches "* | *" -"[fg]"record-command-line "*)
+    *" -g3 "* | *" -ggdb3 "* | *" -fdebug-macro "* | *" -frecord-gcc-switches "* | *" -"[fg]"record-command-line "* | \
+    *" @"*)
         unset CCACHE_IGNOREOPTIONS ;;
 esac
 name=${{0##*/}}
@@ -55,7 +57,12 @@ IFS=:
 for directory in $KWDB_PATH; do
     [ -x "$directory/$name" ] || continue
     case $name:$PWD in cmake:* | *:*/CMakeFiles/*) KWDB_CCACHE= ;; esac
-    [ -x "$KWDB_CCACHE" ] && exec "$KWDB_CCACHE" "$directory/$name" "$@"
+    if [ -x "$KWDB_CCACHE" ]; then
+        # Without -g ccache forgets from where it looked: the same words elsewhere can find other headers.
+        CPATH=$CPATH:/kwdb-includes$PWD
+        export CPATH
+        exec "$KWDB_CCACHE" "$directory/$name" "$@"
+    fi
     exec "$directory/$name" "$@"
 done
 echo "$name: not in $KWDB_PATH" >&2

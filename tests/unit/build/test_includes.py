@@ -55,10 +55,51 @@ def test_a_new_file_that_no_include_could_find_instead_of_another_is_nothing_new
     "common/charconv",  # __has_include said no, and the image has none
     "common/mmap/later.h",  # by a macro
     "kwdbts2/third_party/lz4/unheard_of.h",  # all of the libraries'
+    "kwdbts2/anything.h.in", "common/anything.proto",  # what becomes a header of another name
 ])
 def test_a_new_file_that_an_include_could_find_is(source: Path, name: str) -> None:
     before = found(source)
     write(source, name)
+    assert found(source).order != before.order
+
+
+@pytest.mark.parametrize(("beside", "text"), [
+    # The build makes such a header.
+    ("kwdbts2/CMakeLists.txt", 'file(WRITE ${CMAKE_BINARY_DIR}/plan.h "")'), ("kwbase/Makefile", "echo > $(OUT)/two.h"),
+    ("common/make.sh", "cat > plan.h"),
+    # By an ending that no header has.
+    ("common/log.cpp", '#include "impl.tmpl"'),
+])
+def test_what_the_build_or_an_odd_file_has_to_do_with_headers(source: Path, beside: str, text: str) -> None:
+    write(source, "common/impl.tmpl", '#include "deep.h"\n')
+    write(source, "common/one/deep.h")
+    before = found(source)
+    write(source, beside, text)
+    named = found(source)
+    assert named.order != before.order or "impl" in text
+    write(source, "common/two/deep.h")
+    assert (found(source).order != named.order) is ("impl" in text)
+
+
+def test_what_an_odd_file_embeds(source: Path) -> None:
+    write(source, "kwdbts2/blob.inc2", '.incbin "blob"')
+    assert found(source).depth == "all", "nobody includes it"
+    write(source, "kwdbts2/blob.S", '#include "blob.inc2"')
+    assert found(source).depth == ""
+
+
+def test_a_name_that_only_the_preprocessor_knows_makes_all_count(source: Path) -> None:
+    write(source, "common/log.cpp", "#define NAME\n#  include NAME\n")
+    before = found(source)
+    write(source, "kwdbts2/engine/new.h")
+    assert found(source).order != before.order
+
+
+def test_by_a_link_to_a_directory_a_file_has_other_paths(source: Path) -> None:
+    write(source, "common/log.cpp", '#include "mmap/map.h"')
+    (source / "kwdbts2/mmap_link").symlink_to("mmap")
+    before = found(source)
+    write(source, "kwdbts2/elsewhere/map.h")
     assert found(source).order != before.order
 
 
@@ -92,12 +133,23 @@ def test_a_source_can_be_anywhere_and_files_be_of_any_order(source: Path, tmp_pa
 
 @pytest.mark.parametrize(("name", "reads"), [
     ("kwdbts2/engine/e.cpp", True), ("kwdbts2/engine/plan.h", True), ("kwdbts2/version.h.in", True),
-    ("common/make_version.sh", True), ("kwdbts2/CMakeLists.txt", False), ("README.md", False),
+    ("common/make_version.sh", True), ("README.md", False),
     ("kwdbts2/third_party/lz4/lz4.c", True),
 ])
 def test_whether_a_source_reads_the_name_of_the_commit(source: Path, name: str, *, reads: bool) -> None:
     assert not found(source).reads_commit
     write(source, name, "x = GIT_COMMIT_ID;\n")
+    assert found(source).reads_commit is reads
+
+
+@pytest.mark.parametrize(("name", "text", "reads"), [
+    ("CMakeLists.txt", r'add_definitions(-DGIT_COMMIT_ID=\"${GIT_COMMIT_ID}\")', False),  # KWDB's own
+    ("CMakeLists.txt", 'if (NOT DEFINED GIT_COMMIT_ID)\n  string(REPLACE "" GIT_COMMIT_ID "${GIT_COMMIT_ID}")', False),
+    ("CMakeLists.txt", "add_definitions(-DVERSION=GIT_COMMIT_ID)", True), ("x.mk", 'F += -DV=\\"GIT_COMMIT_ID', True),
+    ("common/log.cpp", "#define JOIN(a, b) a##b\nJOIN(GIT_COMMIT, _ID)", True),
+])
+def test_the_name_of_the_commit_by_another_name(source: Path, name: str, text: str, *, reads: bool) -> None:
+    write(source, name, text)
     assert found(source).reads_commit is reads
 
 
