@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,7 @@ class StandIn:
     raises: BaseException | None = None
     specs: list[RunSpec] = field(default_factory=list)
     headers: str = "stdio.h\nvector\n"
+    said: str = "find: '/root': Permission denied"
     listings: list[RunSpec] = field(default_factory=list)
 
     def image_id(self, tag: str) -> str | None:
@@ -74,6 +75,9 @@ class StandIn:
         if spec.argv[0] == "find":
             self.listings.append(spec)
             (spec.mounts[0].source / "headers").write_text(self.headers)
+            on_line(self.said)
+            return RunResult(returncode=1)
+        if spec.argv[0] == "dpkg-query":
             return RunResult(returncode=1)
         self.specs.append(spec)
         if "version" in spec.argv:
@@ -207,14 +211,15 @@ class FailsTests(StandIn):
 def test_the_headers_of_an_image_are_listed_once_and_a_list_that_is_none_is_said(
     call: Callable[..., Any], tmp_path: Path
 ) -> None:
-    first, second, empty, fails = (StandIn(install=complete()) for _ in range(4))
+    first, second, empty, fails, short = (StandIn(install=complete()) for _ in range(5))
+    short.said = "find: '/kwdb-result/headers': No space left on device"
     call(first)
     shutil.rmtree(tmp_path / "store")
     call(second)
     assert (len(first.listings), len(second.listings)) == (1, 0)
     assert first.listings[0].listed[-1] == "/usr/include"
     assert first.specs[0].environment["CPATH"] == second.specs[0].environment["CPATH"]
-    for engine, said in ((empty, ""), (fails, "std")):
+    for engine, said in ((empty, ""), (fails, "std"), (short, short.headers)):
         engine.headers = said
         shutil.rmtree(tmp_path / "store")
         shutil.rmtree(tmp_path / "build-cache")
@@ -222,6 +227,22 @@ def test_the_headers_of_an_image_are_listed_once_and_a_list_that_is_none_is_said
         call(engine, progress=notes)
         assert any("headers cannot be listed" in note for note in notes.notes)
     assert list((tmp_path / "build-cache").rglob("headers-*")) == []
+
+
+def test_compilers_of_another_image_are_never_asked_for_what_these_made(tmp_path: Path, tree: SourceTree) -> None:
+    def namespace(image: str, base_image: str) -> str:
+        engine = StandIn(install=complete())
+        toolchain = replace(TOOLCHAIN, base_image=base_image)
+        build(
+            tree, toolchain=toolchain, image=image, options=BuildOptions(jobs=1), engine=engine,
+            store=ArtifactStore(tmp_path / image / base_image.replace("/", "_")), work_dir=tmp_path / "work",
+            log=tmp_path / "log", progress=Progress(), settings=Settings(),
+        )
+        return engine.specs[0].environment["CCACHE_NAMESPACE"]
+
+    pinned = f"debian@sha256:{'1' * 64}"
+    assert namespace("one", "") == namespace("two", pinned) == "d" * 16, "the lock says all that is in the image"
+    assert len({namespace("three", "debian:12"), namespace("four", "debian:12"), "d" * 16}) == 3
 
 
 CTEST = ("1/1 Test #1: tag_test ...***Failed    0.02 sec", "row 3: expected 7, got 8", "make: *** [test] Error 8")

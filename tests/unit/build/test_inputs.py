@@ -118,13 +118,14 @@ def test_what_else_decides_about_bundled_libraries(tree: SourceTree) -> None:
         digest(tree, BuildOptions(build_type="Release", make_variables=(("KWBASE_OSS", "ON"),))),
         digest(tree, BuildOptions(build_type="Release", cmake_variables=(("WITH_ASAN", "ON"),))),
         digest(replace(tree, version=Version.parse("V3.1.0"))),
+        dependencies_digest(tree, RELEASE, headers_digest(tree.path), image="sha256:1"),
     }
     script.chmod(0o755)
     digests.add(digest(tree))
     script.unlink()
     script.symlink_to("rocksdb")
     digests.add(digest(tree))
-    assert len(digests) == 8
+    assert len(digests) == 9
 
 
 @pytest.mark.parametrize(("link", "target", "known"), [
