@@ -141,6 +141,7 @@ def test_another_commit_with_a_new_header_compiles_no_cpp(warm: Tool, tmp_path: 
     assert use.hits >= 8
 
 
+@pytest.mark.slow  # test_build_kept has the shapes of KWDB's real libraries
 def test_a_header_of_kwdbs_own_leaves_the_libraries_that_come_with_it(
     warm: Tool, repositories: MiniRepositories, tmp_path: Path
 ) -> None:

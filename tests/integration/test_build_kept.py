@@ -208,6 +208,7 @@ def test_a_header_of_kwdbs_own_has_no_library_built_anew_that_cannot_see_it(buil
     assert second == cold
 
 
+@pytest.mark.slow
 def test_a_library_that_includes_a_header_of_kwdbs_own_is_built_anew_for_it(build: Builder) -> None:
     work, first = build(LOOKS_OUT)
     assert work == list(WORK)
@@ -220,6 +221,7 @@ def test_a_library_that_includes_a_header_of_kwdbs_own_is_built_anew_for_it(buil
     assert second == build(changed, warm=False)[1]
 
 
+@pytest.mark.slow
 def test_a_compiler_that_nobody_sees_is_not_trusted(build: Builder) -> None:
     assert build(OTHER_COMPILER)[0] == list(WORK)
     assert build(OTHER_COMPILER)[0] == []
