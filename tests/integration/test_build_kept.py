@@ -19,7 +19,7 @@ from kwdb_build.files import sha256_of
 from kwdb_build.model import SOURCE_SUFFIX, BuildOptions, SourceTree, Toolchain, Version
 from tests.notes import Notes
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 COMMIT_TIME = 1_750_500_000
 UID = 65532 if os.geteuid() == 0 else os.geteuid()
