@@ -12,22 +12,21 @@ import os
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from kwdb_build.build.evidence import HEADERS
+from kwdb_build.build.inputs import GENERATES
 from kwdb_build.build.recipe import COMMIT_MACRO, DEPENDENCIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from kwdb_build.build.recipe import Depth
-
+Depth = Literal["", "own", "all"]
+"""Which compilations ccache may know by the compiler's list of what it read (its depend mode): none, all but those of
+KWDB's bundled libraries, all."""
 _COMPILED = frozenset({".c", ".c++", ".cc", ".cpp", ".cxx", ".m", ".s"})
-_INCLUDED = frozenset(
-    {".def", ".h", ".h++", ".hh", ".hpp", ".hxx", ".in", ".inc", ".inl", ".ipp", ".l", ".proto", ".tcc", ".tpp", ".y"}
-)
-_GENERATES = frozenset({".in", ".l", ".proto", ".y"})
-"""Of those: what headers are generated from, under other names."""
+_INCLUDED = HEADERS | GENERATES | {".h++", ".tpp"}
 _WRITES_SOURCES = frozenset({".awk", ".pl", ".py", ".sh"})
 _OF_THE_BUILD = frozenset({".cmake", ".mk"})
 _BUILD_FILES = ("cmakelists.txt", "gnumakefile", "makefile")
@@ -128,7 +127,7 @@ class _Found:
             return
         if suffix in _INCLUDED:
             self.headers.append(below)
-            if suffix in _GENERATES or below.startswith(_LIBRARIES):
+            if suffix in GENERATES or below.startswith(_LIBRARIES):
                 self.counting.append(below)
         if suffix in _COMPILED | _INCLUDED:
             self.source(below, _text(source, below), compiled=suffix in _COMPILED)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from kwdb_build.build.evidence import climbs_out, names_above
+from kwdb_build.build.evidence import HEADERS, climbs_out, names_above
 from kwdb_build.build.recipe import DEPENDENCIES, GOPATH, RECIPE_VERSION, recipe_for
 from kwdb_build.files import sha256_of
 
@@ -19,11 +19,9 @@ if TYPE_CHECKING:
 
     from kwdb_build.model import BuildOptions, SourceTree
 
-_INCLUDED = frozenset(
-    {".def", ".h", ".hh", ".hpp", ".hxx", ".in", ".inc", ".inl", ".ipp", ".l", ".proto", ".tcc", ".y"}
-)
-_GENERATES = frozenset({".in", ".l", ".proto", ".y"})
-"""Of those: what headers are generated from. KWDB's protoc writes some for libroach into its sources."""
+GENERATES = frozenset({".in", ".l", ".proto", ".y"})
+"""What headers are generated from, under other names. KWDB's protoc writes some for libroach into its sources."""
+_INCLUDED = HEADERS | GENERATES
 _OF_THE_BUILD = frozenset({".ac", ".am", ".awk", ".cmake", ".m4", ".mk", ".pl", ".sh"})
 _BUILD_FILES = ("CMakeLists.txt", "GNUmakefile", "Makefile", "configure", "makefile")
 """What their names begin with: an enterprise tree has a Makefile_ent."""
@@ -80,7 +78,7 @@ def dependencies_digest(tree: SourceTree, options: BuildOptions, headers: str, *
     own, others = tuple(f"{name}/" for name in DEPENDENCIES), _NOT_OF_THE_BUILD
 
     def counts(name: str, suffix: str) -> bool:
-        if name.startswith(own) or suffix in _GENERATES:
+        if name.startswith(own) or suffix in GENERATES:
             return True
         named = suffix in _OF_THE_BUILD or name.rpartition("/")[2].startswith(_BUILD_FILES)
         return named and not name.startswith(others)

@@ -15,7 +15,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from kwdb_build.errors import UsageError
 from kwdb_build.model import SOURCE_SUFFIX
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
     from kwdb_build.build.includes import Includes
     from kwdb_build.model import BuildOptions, SourceTree, Version
-
-Depth = Literal["", "own", "all"]
-"""Which compilations ccache may know by the compiler's list of what it read (its depend mode): none, all but those of
-KWDB's bundled libraries, all."""
 
 RECIPE_VERSION = 4
 """Part of the build key: raised whenever a change here (or to what the runner does to the result) changes bytes."""

@@ -201,7 +201,7 @@ class Run:
         path = self._bench.toolchain.environment.get("PATH", "/usr/bin:/bin")
         spec = self.spec(argv, mounts=(mount,), environment={"PATH": path}, workdir=str(conditions.PRELOAD),
                          name="otherwise")
-        if self._bench.engine.run(spec, on_line=_ignore, log=self._bench.log).returncode != 0:
+        if self._bench.engine.run(spec, on_line=lambda _line: None, log=self._bench.log).returncode != 0:
             raise BuildError("the image's gcc cannot compile what changes clock and order", log=self._bench.log)
 
     def make(self) -> None:
@@ -386,10 +386,6 @@ class Run:
             hostname=self._surroundings.hostname, keep_failed=keep_failed, timeout_s=timeout_s,
             listed=tuple(filter(None, (bench.toolchain.environment.get("GOROOT"),))),
         )
-
-
-def _ignore(_line: str) -> None:
-    """What nobody needs to see: the log has it."""
 
 
 class _Said:
