@@ -107,6 +107,19 @@ def walk_all(root: Path) -> Iterator[Path]:
             yield Path(directory) / name
 
 
+def untrusted_lines(path: Path) -> list[str]:
+    """The lines of a file that its owner, another user, could have made anything else: that is an OSError.
+
+    [] when it is not there.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return []
+    with os.fdopen(fd, "rb") as stream:
+        return [os.fsdecode(line) for line in stream.read().splitlines()]
+
+
 def tree_bytes(root: Path) -> int:
     """Size of all files and symlinks below root together; what vanishes meanwhile counts nothing."""
     total = 0
@@ -121,7 +134,7 @@ def record_of(path: Path, root: Path) -> FileRecord:
     """Manifest entry of one file or symlink; what is neither (a pipe, a device) has no sha256."""
     info = path.lstat()
     if stat.S_ISLNK(info.st_mode):
-        target = str(path.readlink())
+        target = os.readlink(path)  # noqa: PTH115  # Path would tidy it
         digest = hashlib.sha256(os.fsencode(target)).hexdigest()
         return FileRecord(path=str(path.relative_to(root)), mode=0o777, size=0, sha256=digest, link=target)
     if not stat.S_ISREG(info.st_mode):  # never opened: a pipe has no end, and some devices do what they are read for

@@ -29,6 +29,7 @@ PINNED, REMOTE_TIPS = "pinned", "remote"
 """How submodules were chosen: as the tree pins them, or README's way, the tips of their branches."""
 _STORE_FILES = frozenset({"KWBASEDB_VERSION", "kwbase.start_mode"})
 _COPY_CHUNK = 1 << 30
+_SHOWN_CHANGES = 10
 
 
 def read_tree(
@@ -214,9 +215,13 @@ def copy_tree(
         # Last, as `git describe --dirty` may write the index anew, owned by whoever runs it.
         _own(_index(git, target / place), uid, gid)
     if not same:
+        names = [] if tree.content else changes(git, copied)
+        shown = [*names[:_SHOWN_CHANGES], *([f"and {more} more"] if (more := len(names) - _SHOWN_CHANGES) > 0 else [])]
         raise SourceError(
-            "the working copy is not what was copied", context=f"{tree.version} {tree.commit}\n"
-            f"{copied.version} {copied.commit}", hint="something changed the fetched tree meanwhile: run it again",
+            "the working copy is not what was copied",
+            context="\n".join((f"{tree.version} {tree.commit}", f"{copied.version} {copied.commit}", *shown)),
+            hint="something changed the fetched tree meanwhile: run it again. If it says so again, it is a defect of "
+            "kwdb-build: please report the lines above",
         )
     return copied
 
@@ -241,7 +246,7 @@ def _copy_directory(
         for entry in sorted(entries, key=lambda entry: entry.name, reverse=backwards):
             here = target / entry.name
             if entry.is_symlink():
-                here.symlink_to(Path(entry.path).readlink())
+                here.symlink_to(os.readlink(entry.path))  # noqa: PTH115  # Path would tidy the target
                 _own(here, uid, gid)
             elif entry.is_dir():
                 _copy_directory(Path(entry.path), here, uid, gid, mtime, backwards=backwards)

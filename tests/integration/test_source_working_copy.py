@@ -10,6 +10,7 @@ import pytest
 
 from kwdb_build.errors import SourceError, SpaceError, SubmoduleError
 from kwdb_build.source import inspect
+from kwdb_build.source import inspect
 from kwdb_build.source.inspect import copy_tree, read_tree
 from tests.unit.source.sourcebox import HOST, SUBMODULES, Machine, Upstream, git
 
@@ -122,19 +123,38 @@ def test_the_copy_needs_no_home(machine: Machine, tmp_path: Path) -> None:
 
 
 def test_links_and_odd_names_are_copied_as_they_are(machine: Machine, upstream: Upstream, tmp_path: Path) -> None:
-    (upstream.main.work / "link").symlink_to("Makefile")
-    (upstream.main.work / "dangling").symlink_to("no where")
-    git(upstream.main.work, "add", "link", "dangling")
+    links = {"link": "Makefile", "dangling": "no where", "around": "./", "up": "..//kwbase/./", "abs": "//tmp//x/"}
+    for name, target in links.items():
+        (upstream.main.work / name).symlink_to(target)
+    git(upstream.main.work, "add", *links)
     upstream.main.commit("odd", {"a b/\u00fc\n.txt": "x", "run.sh": "#!/bin/sh\n", "empty": ""})
     git(upstream.main.work, "update-index", "--chmod=+x", "run.sh")
     upstream.main.commit("executable", {})
     upstream.push()
     copied = copy_tree(machine.fetch("master"), tmp_path / "gopath")
-    assert str((copied.path / "link").readlink()) == "Makefile"
-    assert str((copied.path / "dangling").readlink()) == "no where"
+    # To the letter: git compares what a link says, and kw-vendor has some that end in a slash.
+    assert {name: os.readlink(copied.path / name) for name in links} == links
     assert (copied.path / "a b" / "\u00fc\n.txt").read_text() == "x"
     assert os.access(copied.path / "run.sh", os.X_OK)
     assert not copied.version.dirty
+
+
+def test_a_copy_that_is_another_one_is_refused_by_name(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = machine.fetch("V1.0.0")
+    copy_file = inspect._copy_file
+
+    def changes_one(source: Path, target: Path, mtime: int | None) -> None:
+        copy_file(source, target, mtime)
+        if target.name == "Makefile":
+            target.write_text("somebody else's")
+
+    monkeypatch.setattr(inspect, "_copy_file", changes_one)
+    with pytest.raises(SourceError) as caught:
+        copy_tree(tree, tmp_path / "gopath")
+    assert "V1.0.0-dirty" in caught.value.context
+    assert " M Makefile" in caught.value.context
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")

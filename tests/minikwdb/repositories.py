@@ -37,6 +37,18 @@ _MOVED_ON: Mapping[str, tuple[str, str, str]] = {
     "kw-third_party": ("checksum/src/checksum.cpp", "14695981039346656037ull", "14695981039346656039ull"),
 }
 
+# Links as kw-vendor has them (go-bindata's and dep's test data): with a slash at the end, to where they lie in, to
+# nothing. Not below source/, where this project's own checkout would have to have them.
+_SYMLINKS: Mapping[str, Mapping[str, str]] = {
+    "kw-vendor": {
+        "minikw.example/testdata/symlinkFile/link.txt": "../symlinkSrc/file.txt",
+        "minikw.example/testdata/symlinkParent/symlinkTarget": "../symlinkSrc/",
+        "minikw.example/testdata/symlinkRecursiveParent/symlinkTarget": "../symlinkRecursiveParent/",
+        "minikw.example/testdata/symlinks/invalid-symlink": "/non/existing/file",
+        "minikw.example/testdata/symlinks/windows-file-symlink": "C:/Users/nobody/go/src/test.file",
+    },
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class MiniRepositories:
@@ -131,7 +143,9 @@ class _Stream:
 
 def _make_submodule(path: Path, name: str) -> list[str]:
     """Three commits: what V1.0.0 pins, what the later releases pin, and where upstream went on."""
-    files = _read_tree(SOURCE / name)
+    files = _read_tree(SOURCE / name) + [
+        _File(path=path, mode=b"120000", data=target.encode()) for path, target in _SYMLINKS.get(name, {}).items()
+    ]
     first = [file for file in files if file.path != "README.md"]
     stream = _Stream()
     marks = [stream.commit("master", f"{name}: first state", first, {}, None)]
