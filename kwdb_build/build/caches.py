@@ -28,7 +28,7 @@ from kwdb_build.files import tree_bytes
 from kwdb_build.scratch import remove_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from kwdb_build.console import Progress
@@ -63,18 +63,25 @@ def place_of(root: Path, toolchain: Toolchain) -> Path:
 
 @contextlib.contextmanager
 def opened(
-    root: Path, toolchain: Toolchain, *, uid: int, gid: int, limit_bytes: int, progress: Progress
+    root: Path, toolchain: Toolchain, *, uid: int, gid: int, limit_bytes: int, progress: Progress,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Iterator[Path | None]:
     """The directory to mount for a build as uid:gid, checked before and kept within limit_bytes after.
 
-    None when what is there may be somebody else's work; progress says so.
+    None when what is there may be somebody else's work; progress says so. meanwhile is called once, while the check
+    goes on.
     """
     place = place_of(root, toolchain)
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = _lock_of(place)
     try:
-        if _alone_soon(fd) and not _prepare(place, uid, gid):
-            _check(place / "data" / "go", progress)
+        with ThreadPoolExecutor(1) as pool:
+            checked = None
+            if _alone_soon(fd) and not _prepare(place, uid, gid):
+                checked = pool.submit(_check, place / "data" / "go", progress)
+            meanwhile()
+            if checked is not None:
+                checked.result()
         fcntl.flock(fd, fcntl.LOCK_SH)
         # Again: an exclusive lock does not become a shared one at once, and remove() may have come between.
         if reason := _prepare(place, uid, gid):

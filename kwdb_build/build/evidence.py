@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from kwdb_build.build.recipe import DEPENDENCIES, GOPATH, NATIVE, SOURCE, THIRD_PARTY
 from kwdb_build.build.sight import OUTSIDE, SEEN
-from kwdb_build.files import walk_all
+from kwdb_build.files import untrusted_lines, walk_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,9 +83,9 @@ def looked_outside(kept: Path, scratch: Path, tree: Path) -> str:
 
     tree: the source as it was before the build.
     """
-    if looked := _lines(scratch / OUTSIDE):
+    if looked := untrusted_lines(scratch / OUTSIDE):
         return f"a compiler could look at {looked[0]}"
-    seen = set(_lines(scratch / SEEN))
+    seen = set(untrusted_lines(scratch / SEEN))
     names = {name.rpartition("/")[2] for name in seen}
     copies = _Copies(tree)
     for path in walk_all(kept):
@@ -102,16 +102,6 @@ def looked_outside(kept: Path, scratch: Path, tree: Path) -> str:
             if unseen := _unseen(path, below, seen, names):
                 return f"nobody saw the compiler write {unseen}"
     return ""
-
-
-def _lines(path: Path) -> list[str]:
-    """What is noted in a file, which the build's user could have made anything else: that is an OSError."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return []
-    with os.fdopen(fd, "rb") as stream:
-        return [os.fsdecode(line) for line in stream.read().splitlines()]
 
 
 class _Copies:

@@ -70,8 +70,8 @@ _VARIABLE_NAME = re.compile(r"^[A-Z][A-Z0-9_]*$")
 _VARIABLE_VALUE = re.compile(r"^[A-Za-z0-9_./:=,+@%-]*$")
 _RESERVED = frozenset({
     "BUILD_TYPE", "BUILDINFO_TAG", "CGO_CPPFLAGS", "CMAKE_CONFIG_OPTIONS", "GOCACHE", "GOFLAGS", "GOPATH", "HOME",
-    "CPATH", "INSTALL_PATH", "KWDB_CCACHE", "KWDB_DEPEND", "KWDB_PATH", "MAKEFLAGS", "NCPUS", "PATH", "SHELL",
-    "SOURCE_DATE_EPOCH", "TMPDIR",
+    "CPATH", "INSTALL_PATH", "KWDB_ASAN_OPTIONS", "KWDB_ASKED", "KWDB_CCACHE", "KWDB_DEPEND", "KWDB_PATH", "MAKEFLAGS",
+    "NCPUS", "PATH", "SHELL", "SOURCE_DATE_EPOCH", "TMPDIR",
 })
 _CMAKE_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 _CMAKE_RESERVED = frozenset({"CMAKE_BUILD_TYPE", "CMAKE_INSTALL_PREFIX", "PROTOBUF_DIR", "KWBASE_OSS"})
@@ -167,6 +167,14 @@ def asan_environment(cmake_variables: Iterable[Sequence[str]]) -> dict[str, str]
     if _ASAN not in map(tuple, cmake_variables):
         return {}
     return {"ASAN_OPTIONS": "verify_asan_link_order=0:detect_leaks=0:halt_on_error=0:alloc_dealloc_mismatch=0"}
+
+
+def question(options: BuildOptions) -> dict[str, str]:
+    """What has `enter` run `kwbase version` from the results, once they are there."""
+    return {
+        "KWDB_ASKED": str(INSTALL / "bin"),
+        "KWDB_ASAN_OPTIONS": asan_environment(options.cmake_variables).get("ASAN_OPTIONS", ""),
+    }
 
 
 def asan(variables: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:

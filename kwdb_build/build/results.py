@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from typing import TYPE_CHECKING, Any
 
+from kwdb_build.build.diagnosis import first_error
 from kwdb_build.build.elf import MACHINES, ORIGIN_LIB, drop_build_paths, read_elf
 from kwdb_build.errors import BuildError
-from kwdb_build.files import walk_files
+from kwdb_build.files import untrusted_lines, walk_files
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from kwdb_build.build.recipe import Recipe
     from kwdb_build.console import Progress
+    from kwdb_build.model import Version
+
+_VERSION_LINE = re.compile(r"^(?:KaiwuDB|KWDB) Version:\s*(?P<version>\S+)")
+_LINES = 10
 
 
 def inspect(installed: Path, recipe: Recipe, *, log: Path, progress: Progress) -> dict[str, Any]:
@@ -42,6 +48,26 @@ def inspect(installed: Path, recipe: Recipe, *, log: Path, progress: Progress) -
         if not os.access(installed / script, os.X_OK):
             raise BuildError(f"{script} was installed but cannot be executed", log=log)
     return _settle_search_path(installed / "bin" / "kwbase", progress)
+
+
+def check_answer(answer: Path, version: Version, *, log: Path) -> None:
+    """BuildError unless the file answer, as shims.ENTER leaves it, has `kwbase version` say that it is this one."""
+    lines = untrusted_lines(answer)
+    with log.open("a", encoding="utf-8", errors="backslashreplace") as sink:
+        sink.writelines(f"{line}\n" for line in ("kwbase version:", *lines))
+    code = lines.pop() if lines else "none"
+    said = next((match["version"] for line in lines if (match := _VERSION_LINE.match(line.strip()))), "")
+    if code != "0" or not said:
+        raise BuildError(
+            f"the built kwbase does not run: `kwbase version` ended with exit code {code}",
+            context=first_error(lines) or "\n".join(lines[-_LINES:]), log=log,
+            hint="the tree or its options are at fault, not the compiler; the log has all that it printed",
+        )
+    if said != version.text:
+        raise BuildError(
+            f"the built kwbase says it is {said}, not {version}", context="\n".join(lines), log=log,
+            hint="the tree stamps its version in a way that BUILDINFO_TAG does not reach",
+        )
 
 
 def _check_elf(installed: Path, name: str, log: Path) -> None:

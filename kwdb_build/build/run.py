@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import time
 from dataclasses import replace
 from functools import cached_property
@@ -12,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from kwdb_build.build import caches, conditions, kept, results, shims
 from kwdb_build.build import recipe as recipes
-from kwdb_build.build.diagnosis import first_error
 from kwdb_build.build.failure import failure
 from kwdb_build.build.history import BUILT, FILE, BuildHistory, BuildRecord, CacheUse
 from kwdb_build.build.includes import includes_of
@@ -22,10 +19,11 @@ from kwdb_build.build.watch import Watch, minutes
 from kwdb_build.command import quote
 from kwdb_build.engine.base import Mount, RunSpec
 from kwdb_build.errors import BuildError, SpaceError
-from kwdb_build.files import human_bytes, write_atomic
+from kwdb_build.files import human_bytes
 from kwdb_build.scratch import keep
 from kwdb_build.source.inspect import copy_tree
 from kwdb_build.toolchain.given_base import is_pinned
+from kwdb_build.toolchain.headers import image_headers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,17 +38,23 @@ if TYPE_CHECKING:
 
 NAME = "build"
 """What all builds' containers are known by."""
-_RESULT = "/kwdb-result"
-_LIST_HEADERS = (
-    "(", "-path", "/proc", "-o", "-path", "/sys", "-o", "-path", "/dev", "-o", "-path", _RESULT, ")", "-prune", "-o",
-    "!", "-type", "d", "(", "-path", "*/include*", "-o", "-name", "*.h", "-o", "-name", "*.hpp", ")",
-)
-"""find's words for the headers of an image; those of C++ itself have no ending."""
-_VERSION_LINE = re.compile(r"^(?:KaiwuDB|KWDB) Version:\s*(?P<version>\S+)")
+_GOPATH = "gopath"
+
+
+def copy_source(bench: Bench, scratch: Path, surroundings: Conditions, *, uid: int, gid: int) -> None:
+    """Copy the tree into a build's scratch directory, for the build's own user.
+
+    Every file gets the time of the commit: which of two files is newer, a checkout leaves to chance, and make goes by
+    it, and KWDB's own `uptodate`.
+    """
+    copy_tree(
+        bench.tree, scratch / _GOPATH, uid=uid, gid=gid, progress=bench.progress, mtime=bench.tree.commit_time,
+        backwards=surroundings.backwards,
+    )
 
 
 class Run:
-    """The parts of one build that share its working copy."""
+    """The parts of one build that share its working copy, in which the source is there already (see copy_source)."""
 
     def __init__(
         self, bench: Bench, scratch: Path, *, uid: int, gid: int, cache: Path | None, shared: Remote,
@@ -67,7 +71,7 @@ class Run:
         self._jobs = surroundings.jobs or bench.jobs
         self._watch: Watch | None = None
         self._includes: Includes | None = None
-        self.gopath = scratch / "gopath"
+        self.gopath = scratch / _GOPATH
         self.shims = scratch / "shims"
 
     @property
@@ -80,16 +84,8 @@ class Run:
         return self._scratch / "inside"
 
     def prepare(self) -> None:
-        """Copy the tree for the build's own user, and lay out what it writes to.
-
-        Every file gets the time of the commit: which of two files is newer, a checkout leaves to chance, and make and
-        KWDB's own `uptodate` go by it.
-        """
+        """Lay out, beside the copy of the source, what the build writes to and what it has of earlier ones."""
         tree = self._bench.tree
-        copy_tree(
-            tree, self.gopath, uid=self._uid, gid=self._gid, progress=self._bench.progress, mtime=tree.commit_time,
-            backwards=self._surroundings.backwards,
-        )
         owned = [self._scratch_inside, *(self.gopath / name for name in recipes.DIRECTORIES)]
         if self._cache.parent == self._scratch:
             owned += [self._cache, *(self._cache / part for part in caches.PARTS)]
@@ -145,34 +141,16 @@ class Run:
         return headers_digest(self._bench.tree.path)
 
     def _system_headers(self) -> frozenset[bytes] | None:
-        """Names of all headers in the build image, looked up once for each image; None when it cannot be listed."""
+        """Names of all headers in the build image; None when it cannot be listed, which is said."""
         bench = self._bench
-        identity = bench.engine.image_id(bench.image) or bench.image
-        known = self._cache.parent / f"headers-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-        if not known.is_file():
-            place = self._scratch / "listing"
-            place.mkdir()
-            os.chown(place, self._uid, self._gid)
-            mount = Mount(source=place, target=_RESULT, read_only=False)
-            path = bench.toolchain.environment.get("PATH", "/usr/bin:/bin")
-            spec = self.spec(
-                ("find", "/", *_LIST_HEADERS, "-fprintf", f"{_RESULT}/headers", r"%f\n"), mounts=(mount,),
-                environment={"PATH": path, "LC_ALL": "C"}, workdir=_RESULT, name="headers",
-            )
-            spec = replace(spec, listed=(*spec.listed, "/usr/include"))
-            said: list[str] = []
-            result = bench.engine.run(spec, on_line=said.append, log=bench.log)
-            found = (place / "headers").read_bytes() if (place / "headers").is_file() else b""
-            # What it may not read, the compiler may not, either.
-            whole = result.returncode == 0 or (
-                result.returncode == 1 and all(line.rstrip().endswith("Permission denied") for line in said)
-            )
-            if not whole or b"stdio.h\n" not in found:
-                bench.progress.note("the build image's headers cannot be listed: a new header in the source will make "
-                                    "all C and C++ be compiled anew")
-                return None
-            write_atomic(known, found)
-        return frozenset(known.read_bytes().splitlines())
+        found = image_headers(
+            bench.engine, bench.engine.image_id(bench.image) or bench.image, bench.log, toolchain=bench.toolchain,
+            known=bench.work_dir.parent / "images", place=self._scratch / "listing", uid=self._uid, gid=self._gid,
+        )
+        if found is None:
+            bench.progress.note("the build image's headers cannot be listed: a new header in the source will make all "
+                                "C and C++ be compiled anew")
+        return found
 
     @cached_property
     def _dependencies(self) -> Dependencies:
@@ -252,7 +230,7 @@ class Run:
             **self._shared.environment,
             **self._surroundings.environment,
             # What a failed test said would else be in a file of the working copy only.
-            **({"CTEST_OUTPUT_ON_FAILURE": "1"} if target else {}),
+            **({"CTEST_OUTPUT_ON_FAILURE": "1"} if target else recipes.question(bench.options)),
         }
         if self._surroundings.library:
             mounts.append(Mount(source=self._scratch / "otherwise", target=str(conditions.PRELOAD)))
@@ -338,41 +316,12 @@ class Run:
         bench.progress.note(f"make {target}: passed")
 
     def outcome(self) -> dict[str, Any]:
-        """Check the results and run them once; what is worth recording about the build."""
+        """Check the results, and what they said when they were run; what is worth recording about the build."""
         bench = self._bench
         bench.progress.update("checking the results")
         found = results.inspect(self.installed, bench.recipe, log=bench.log, progress=bench.progress)
-        self._check_version()
+        results.check_answer(self._scratch_inside / shims.ANSWER, bench.tree.version, log=bench.log)
         return found
-
-    def _check_version(self) -> None:
-        """Run `kwbase version` once, from the results and with their libraries; its version must be the tree's."""
-        bench = self._bench
-        bench.progress.update("running kwbase version")
-        lines: list[str] = []
-        path = bench.toolchain.environment.get("PATH", "/usr/bin:/bin")
-        environment = {"PATH": path, "LC_ALL": "C.UTF-8", "TZ": "UTC", "HOME": "/tmp",  # noqa: S108 container's
-                       "LD_LIBRARY_PATH": "../lib", **recipes.asan_environment(bench.options.cmake_variables)}
-        result = bench.engine.run(
-            self.spec(
-                ("./kwbase", "version"), mounts=(Mount(source=self.installed, target=_RESULT),),
-                environment=environment, workdir=f"{_RESULT}/bin", name=f"version-{bench.tree.version}",
-            ),
-            on_line=lines.append, log=bench.log,
-        )
-        version = bench.tree.version
-        said = next((match["version"] for line in lines if (match := _VERSION_LINE.match(line.strip()))), "")
-        if result.returncode != 0 or not said:
-            raise BuildError(
-                f"the built kwbase does not run: `kwbase version` ended with exit code {result.returncode}",
-                context=first_error(lines) or "\n".join(lines[-10:]), log=bench.log,
-                hint="the tree or its options are at fault, not the compiler; the log has all that it printed",
-            )
-        if said != version.text:
-            raise BuildError(
-                f"the built kwbase says it is {said}, not {version}", context="\n".join(lines), log=bench.log,
-                hint="the tree stamps its version in a way that BUILDINFO_TAG does not reach",
-            )
 
     def spec(
         self, argv: tuple[str, ...], *, mounts: tuple[Mount, ...], environment: dict[str, str], workdir: str, name: str,

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from kwdb_build.build import caches, conditions, provenance, remote, sbom
 from kwdb_build.build import recipe as recipes
 from kwdb_build.build.key import build_key
-from kwdb_build.build.run import NAME, Run
+from kwdb_build.build.run import NAME, Run, copy_source
 from kwdb_build.files import full_disk_said, require_space, tree_bytes
 from kwdb_build.model import to_json
 from kwdb_build.network import authorities
@@ -216,12 +216,17 @@ class Bench:
             scratch_directory(self.work_dir, _PREFIX) as scratch,
             contextlib.ExitStack() as stack,
         ):
+            def copy() -> None:
+                copy_source(self, scratch, surroundings, uid=uid, gid=gid)
+
             cache = None
             if not cold and (self.settings is None or self.settings.use_cache):
                 cache = stack.enter_context(caches.opened(
                     self.work_dir.parent / caches.DIRECTORY, self.toolchain, uid=uid, gid=gid,
-                    limit_bytes=self.cache_bytes, progress=self.progress,
+                    limit_bytes=self.cache_bytes, progress=self.progress, meanwhile=copy,
                 ))
+            else:
+                copy()
             shared = stack.enter_context(remote.shared(
                 self.settings.cache_remote if self.settings and cache else "",
                 self.settings.cache_remote_password_file if self.settings else None, scratch=scratch,

@@ -30,6 +30,11 @@ done
 exec /bin/date -d "@${{SOURCE_DATE_EPOCH:?}}" "$@"
 """
 
+ANSWER = "version"
+"""File in the scratch directory: what the built kwbase said of its version, and its exit code in a last line."""
+ANSWER_S = 120
+"""How long it may take for that."""
+
 _SIGHT = sight.shell(
     root=GOPATH, places=(NATIVE, THIRD_PARTY), sources=tuple(SOURCE / name for name in DEPENDENCIES), scratch=SCRATCH
 )
@@ -72,7 +77,8 @@ exit 127
 ENTER = f"""\
 #!/bin/sh
 # enter UMASK COMMAND...: runs the build with a fixed umask (an engine may pass its own on), and notes meanwhile how
-# many pages of memory all processes in here hold, now and at most. Shared pages are counted once for each.
+# many pages of memory all processes in here hold, now and at most. Shared pages are counted once for each. After a
+# build that succeeded it notes what the kwbase in KWDB_ASKED, if that is given, says of its version.
 umask "$1"
 shift
 [ -z "$KWDB_CCACHE" ] || KWDB_CCACHE=$(PATH=$KWDB_PATH command -v ccache)
@@ -105,6 +111,22 @@ mkdir -p "$TMPDIR/tools"
 watch=$!
 "$@"
 code=$?
+if [ "$code" = 0 ] && [ -n "$KWDB_ASKED" ]; then
+    # By itself, as on a machine where nobody built it: what it was made of is not in its place meanwhile.
+    cd /
+    for place in src native; do
+        [ ! -e "$GOPATH/$place" ] || mv "$GOPATH/$place" "$GOPATH/.$place"
+    done
+    (
+        ulimit -f 2048  # blocks of 512 bytes
+        cd "$KWDB_ASKED" && exec env -i PATH="$KWDB_PATH" LC_ALL=C.UTF-8 TZ=UTC HOME=/tmp LD_LIBRARY_PATH=../lib \
+            ASAN_OPTIONS="$KWDB_ASAN_OPTIONS" timeout -k 5 {ANSWER_S} ./kwbase version
+    ) > "$TMPDIR/{ANSWER}" 2>&1 < /dev/null
+    printf '\\n%s\\n' "$?" >> "$TMPDIR/{ANSWER}"
+    for place in src native; do
+        [ ! -e "$GOPATH/.$place" ] || mv "$GOPATH/.$place" "$GOPATH/$place"
+    done
+fi
 kill "$watch" 2> /dev/null
 exit "$code"
 """

@@ -87,7 +87,7 @@ def probe_image(
     argv = ("/bin/sh", "-c", _PROBE, "probe", *tools_asked_for(requirements))
     environment = {"LC_ALL": "C", "HOME": "/tmp", **environment}  # noqa: S108 of the container
     question = json.dumps([image, argv, sorted(environment.items())])
-    answer = known / f"probe-{hashlib.sha256(question.encode()).hexdigest()[:32]}.txt"
+    answer = answer_file(known, "", question)
     with contextlib.suppress(OSError, UnicodeDecodeError):
         facts = parse_probe(answer.read_text(encoding="utf-8").splitlines())
         if "end" in facts:
@@ -108,8 +108,18 @@ def probe_image(
         )
     with contextlib.suppress(OSError):  # a full disk: it is asked again
         known.mkdir(parents=True, exist_ok=True)
-        files.write_atomic(answer, "\n".join((f"{_ASKED}{engine.info().kind} {image}", *lines)))
+        files.write_atomic(answer, "\n".join((whose(engine, image), *lines)))
     return facts
+
+
+def answer_file(known: Path, kind: str, question: str) -> Path:
+    """Where the answer to a question that names an image is remembered; kind tells several forms of answers apart."""
+    return known / f"probe-{kind}{hashlib.sha256(question.encode()).hexdigest()[:32]}.txt"
+
+
+def whose(engine: Engine, image: str) -> str:
+    """First line of what is remembered: of which image, for useless_answers()."""
+    return f"{_ASKED}{engine.info().kind} {image}"
 
 
 def kept_answers(known: Path) -> tuple[Path, ...]:

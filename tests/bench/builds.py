@@ -15,7 +15,7 @@ from kwdb_build.build import conditions, runner
 from kwdb_build.build.caches import DIRECTORY
 from kwdb_build.build.history import FILE, BuildHistory, CacheUse
 from kwdb_build.build.remote import Remote
-from kwdb_build.build.run import Run
+from kwdb_build.build.run import Run, copy_source
 from kwdb_build.build.store import ArtifactStore
 from kwdb_build.config import Settings
 from kwdb_build.console import Console
@@ -122,6 +122,7 @@ class Bench:
                 settings=self.settings,
             )
             uid, gid = runner.build_identity()
+            copy_source(bench, scratch, conditions.USUAL, uid=uid, gid=gid)
             run = Run(
                 bench, scratch, uid=uid, gid=gid, cache=None, shared=Remote(), surroundings=conditions.USUAL
             )

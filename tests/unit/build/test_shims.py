@@ -156,3 +156,60 @@ def test_the_wrapper_of_a_build_sets_the_umask_and_passes_the_exit_code_on(tmp_p
     assert (done.returncode, done.stdout.strip()) == (7, "0027")
     now, most = (int(word) for word in (tmp_path / "memory").read_text().split())
     assert 0 < now <= most
+
+
+class Asks:
+    """A place with a program named kwbase, which `enter` asks for its version after a build."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.gopath = place / "gopath"
+        (self.gopath / "install/bin").mkdir(parents=True)
+        for built in ("src/gitee.com", "native"):
+            (self.gopath / built).mkdir(parents=True)
+        self.enter = place / "enter"
+        self.enter.write_text(shims.ENTER)
+        self.enter.chmod(0o755)
+
+    def __call__(self, text: str, *command: str, asked: bool = True) -> tuple[int, list[str]]:
+        kwbase = self.gopath / "install/bin/kwbase"
+        kwbase.write_text(f"#!/bin/sh\n{text}\n")
+        kwbase.chmod(0o755)
+        (self.place / "version").unlink(missing_ok=True)
+        done = subprocess.run(
+            [self.enter, "022", *(command or ("true",))], cwd=self.gopath / "src", check=False, capture_output=True,
+            text=True, timeout=60, env={
+                "PATH": os.environ["PATH"], "KWDB_PATH": os.environ["PATH"], "TMPDIR": str(self.place), "KWDB_CCACHE": "",
+                "GOPATH": str(self.gopath), "SECRET": "x", "KWDB_ASAN_OPTIONS": "of=asan",
+                **({"KWDB_ASKED": str(self.gopath / "install/bin")} if asked else {}),
+            },
+        )
+        assert done.stderr.strip() in {"", "Killed", "File size limit exceeded"}, "what the shell says of a signal"
+        assert sorted(path.name for path in self.gopath.iterdir()) == ["install", "native", "src"]
+        answer = self.place / "version"
+        return done.returncode, answer.read_text().splitlines() if answer.exists() else []
+
+
+def test_the_result_of_a_build_is_asked_by_itself(tmp_path: Path) -> None:
+    asks = Asks(tmp_path)
+    code, said = asks('echo "$1 $LD_LIBRARY_PATH $ASAN_OPTIONS $TZ.$SECRET"; ls ../..; echo oops >&2')
+    assert code == 0
+    assert [line for line in said if line] == ["version ../lib of=asan UTC.", "install", "oops", "0"]
+
+
+def test_what_a_result_says_is_noted_with_its_exit_code_and_does_not_fail_make(tmp_path: Path) -> None:
+    asks = Asks(tmp_path)
+    assert asks("printf half; exit 3") == (0, ["half", "3"])
+    assert asks("kill -9 $$")[1][-1] == "137"
+    assert asks("true", asked=False) == (0, [])
+    assert asks("true", "sh", "-c", "exit 2") == (2, []), "nothing is asked after a make that failed"
+    (asks.gopath / "native").rmdir()
+    (asks.gopath / "native").symlink_to("/nowhere")
+    assert asks("true", "rm", str(asks.gopath / "install/bin/kwbase"))[1][-1] == "127"
+
+
+def test_a_result_that_talks_without_end_is_cut_off(tmp_path: Path) -> None:
+    code, said = Asks(tmp_path)("yes")
+    assert code == 0
+    assert said[-1] not in {"0", ""}
+    assert (tmp_path / "version").stat().st_size < 2 << 20
