@@ -3,7 +3,8 @@
 <place>/kept/<digest>/files/…        what lay below GOPATH, moved here at the end of the build that made it
 <place>/kept/<digest>/manifest.json  what each file must be: checked whenever it is taken
 
-ccache spares their compilations, but not the configure scripts and probes of a dozen projects, which take minutes. The
+ccache spares their compilations, but not the configure scripts and probes of a dozen projects, which take minutes. With
+them goes what CMake found out about the compilers (see configured.py), as the same files and options decide that. The
 digest (see inputs.Dependencies) stands for all that decides them: the narrow one where their build was seen to look at
 none of KWDB's own headers (see evidence.py), else the wide one. That a build for another commit may take them is not
 only hoped for: what holds a trace of the commit that it was built for is not kept.
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from kwdb_build.build import configured
 from kwdb_build.build.evidence import looked_outside
 from kwdb_build.build.recipe import DEPENDENCIES, GOPATH, NATIVE, THIRD_PARTY
 from kwdb_build.errors import ArtifactError
@@ -51,8 +53,8 @@ if TYPE_CHECKING:
 
 DIRECTORY = "kept"
 _BUILT = tuple(str(place.relative_to(GOPATH)) for place in (NATIVE, THIRD_PARTY))
-_CONFIGURE = "*/configure"
-"""Below DEPENDENCIES: autoconf makes it in the source, and one that is newer than what it made has that made anew."""
+_IN_SOURCE = (*(f"{name}/*/configure" for name in DEPENDENCIES), configured.COMPILERS, configured.CACHE)
+"""Below the source. autoconf makes configure there, and one that is newer than what it made has that made anew."""
 _FILES, _MANIFEST = "files", "manifest.json"
 _NEW = ".new-"
 NOT_KEPT = "the libraries that came with this source are not kept for the next build"
@@ -134,6 +136,8 @@ def keep(
             (new / _FILES / place).parent.mkdir(parents=True, exist_ok=True)
             (gopath / place).rename(new / _FILES / place)
         _own(new / _FILES)
+        if (cache := new / _FILES / SOURCE_SUFFIX / configured.CACHE).exists():
+            configured.reduce(cache)
         if reason := _unfit(new / _FILES, marks_of(tree)):
             progress.note(f"{NOT_KEPT}: {reason}")
             return ""
@@ -167,9 +171,9 @@ def prune(root: Path, limit_bytes: int) -> int:
 
 def _require_sound(manifest: Manifest) -> None:
     """ValueError for names that no build can have had: they are made as root."""
-    pattern = tuple(f"{SOURCE_SUFFIX}/{name}/{_CONFIGURE}" for name in DEPENDENCIES)
+    shapes = tuple(f"{SOURCE_SUFFIX}/{shape}" for shape in _IN_SOURCE)
     for place in manifest.places:
-        if place not in _BUILT and not any(PurePosixPath(place).match(shape) for shape in pattern):
+        if place not in _BUILT and not any(PurePosixPath(place).match(shape) for shape in shapes):
             raise ValueError(f"not a place of libraries: {place}")
     above = {str(parent) for place in manifest.places for parent in PurePosixPath(place).parents}
     for name in (*(record.path for record in manifest.files), *manifest.directories):
@@ -215,8 +219,8 @@ def _own(place: Path) -> None:
 
 def _places(gopath: Path, tree: SourceTree) -> Iterator[str]:
     yield from _BUILT
-    for name in DEPENDENCIES:
-        for path in sorted((gopath / SOURCE_SUFFIX / name).glob(_CONFIGURE)):
+    for shape in _IN_SOURCE:
+        for path in sorted((gopath / SOURCE_SUFFIX).glob(shape)):
             below = path.relative_to(gopath / SOURCE_SUFFIX)
             if not (tree.path / below).exists():
                 yield str(SOURCE_SUFFIX / below)

@@ -91,7 +91,7 @@ printf 'libjemalloc.a: je.o\\n\\tar rcs $@ $^\\nje.o: /kwdb/src/gitee.com/kwbase
 """,
     "kwbase/c-deps/jemalloc/je.c": "int je(void) { return 2; }\n",
 }
-WORK = ("Performing configure", "Building CXX object CMakeFiles/lz4", "making configure", "configuring jemalloc",
+WORK = ("Detecting CXX compiler ABI info", "Performing configure", "Building CXX object CMakeFiles/lz4", "making configure", "configuring jemalloc",
         "building jemalloc")
 
 
@@ -195,6 +195,24 @@ def test_makes_find_kept_libraries_up_to_date(build: Builder) -> None:
     work, second = build()
     assert work == []
     assert second == first
+
+
+def test_a_tree_that_cmake_takes_for_configured_is_configured_as_a_fresh_one(build: Builder, tmp_path: Path) -> None:
+    def generated(number: int) -> dict[str, str]:
+        root = tmp_path / str(number) / "gopath" / SOURCE_SUFFIX / "build"
+        return {
+            str(path.relative_to(root)): sha256_of(path) for path in root.rglob("*")
+            if path.name in {"CMakeCache.txt", "flags.make", "link.txt", "build.make", "cmake_install.cmake", "Makefile",
+                             "Makefile2", "CMakeCXXCompiler.cmake", "CMakeCCompiler.cmake"}
+            and "third_party" not in path.relative_to(root).parts
+        }
+
+    build()
+    assert build()[0] == []
+    assert build(warm=False)[0] == list(WORK)
+    warm, cold = generated(2), generated(3)
+    assert {"CMakeCache.txt", "kwdbts2/CMakeFiles/kwdbts2.dir/flags.make"} < cold.keys()
+    assert warm == cold
 
 
 def test_a_header_of_kwdbs_own_has_no_library_built_anew_that_cannot_see_it(build: Builder) -> None:

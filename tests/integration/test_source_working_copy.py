@@ -10,7 +10,6 @@ import pytest
 
 from kwdb_build.errors import SourceError, SpaceError, SubmoduleError
 from kwdb_build.source import inspect
-from kwdb_build.source import inspect
 from kwdb_build.source.inspect import copy_tree, read_tree
 from tests.unit.source.sourcebox import HOST, SUBMODULES, Machine, Upstream, git
 
@@ -133,7 +132,7 @@ def test_links_and_odd_names_are_copied_as_they_are(machine: Machine, upstream: 
     upstream.push()
     copied = copy_tree(machine.fetch("master"), tmp_path / "gopath")
     # To the letter: git compares what a link says, and kw-vendor has some that end in a slash.
-    assert {name: os.readlink(copied.path / name) for name in links} == links
+    assert {name: os.readlink(copied.path / name) for name in links} == links  # noqa: PTH115
     assert (copied.path / "a b" / "\u00fc\n.txt").read_text() == "x"
     assert os.access(copied.path / "run.sh", os.X_OK)
     assert not copied.version.dirty

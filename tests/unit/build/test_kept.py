@@ -42,6 +42,9 @@ def built(gopath: Path, **more: bytes) -> Path:
         f"{SOURCE}/build/kwdbts2/third_party/brpc/src/brpc-stamp/brpc-build": b"",
         f"{SOURCE}/build/lib/libkwdbts2.so": b"\x7fELF", f"{SOURCE}/kwbase/c-deps/jemalloc/configure": b"made",
         f"{SOURCE}/kwbase/c-deps/krb5/configure": b"came with the source",
+        f"{SOURCE}/build/CMakeFiles/3.25.1/CMakeCXXCompiler.cmake": b"what CMake has found",
+        f"{SOURCE}/build/CMakeFiles/3.25.1/CMakeSystem.cmake": b"the kernel of this machine",
+        f"{SOURCE}/build/CMakeCache.txt": b"//Path\nCMAKE_AR:FILEPATH=/usr/bin/ar\n\n//x\nCOMMIT:STRING=0123456789\n",
     }
     for name, content in {**files, **{name.replace("__", "/"): content for name, content in more.items()}}.items():
         (gopath / name).parent.mkdir(parents=True, exist_ok=True)
@@ -95,6 +98,9 @@ def test_the_next_build_finds_them_as_they_were_and_newer_than_its_source(root: 
     assert (gopath / SOURCE / "kwbase/c-deps/jemalloc/configure").read_bytes() == b"made"
     assert (gopath / SOURCE / "kwbase/c-deps/krb5/configure").read_text() == "came with the source"
     assert not (gopath / SOURCE / "build/lib").exists(), "KWDB's own libraries are built each time"
+    [found] = (gopath / SOURCE / "build/CMakeFiles/3.25.1").iterdir()
+    assert (found.name, found.stat().st_mtime) == ("CMakeCXXCompiler.cmake", COMMIT_TIME)
+    assert (gopath / SOURCE / "build/CMakeCache.txt").read_text() == "//Path\nCMAKE_AR:FILEPATH=/usr/bin/ar\n"
     times = {path.lstat().st_mtime for path in (gopath / "native").rglob("*")}
     assert len(times) == 1, "nothing is older than what it was made from"
     assert (gopath / SOURCE / "kwbase/c-deps/jemalloc/configure").stat().st_mtime == COMMIT_TIME

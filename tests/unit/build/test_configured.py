@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kwdb_build.build import configured
+
+CACHE = """\
+# This is the CMakeCache file.
+
+########################
+# EXTERNAL cache entries
+########################
+
+//Path to a program.
+CMAKE_AR:FILEPATH=/usr/bin/ar
+
+//Choose the type of build
+CMAKE_BUILD_TYPE:STRING=Release
+
+//A wrapper around 'ar' adding the appropriate '--plugin' option
+// for the GCC compiler
+CMAKE_C_COMPILER_AR:FILEPATH=/usr/bin/gcc-ar-12
+
+//Flags used by the CXX compiler
+CMAKE_CXX_FLAGS:STRING=-march=native
+
+//Value Computed by CMake
+KWDB_REVISION:STATIC=0123456789
+
+//ADVANCED property for variable: CMAKE_AR
+CMAKE_AR-ADVANCED:INTERNAL=1
+//Executable file format
+CMAKE_EXECUTABLE_FORMAT:INTERNAL=ELF
+//Platform information initialized
+CMAKE_PLATFORM_INFO_INITIALIZED:INTERNAL=1
+CMAKE_CXX_COMPILER:STRING=/scratch/tools/c++
+MY_CMAKE_AR:FILEPATH=/x
+"""
+
+
+def test_only_what_cmake_found_of_compilers_is_left(tmp_path: Path) -> None:
+    cache = tmp_path / "CMakeCache.txt"
+    cache.write_text(CACHE)
+    configured.reduce(cache)
+    assert cache.read_text().splitlines() == [
+        "//Path to a program.", "CMAKE_AR:FILEPATH=/usr/bin/ar",
+        "//A wrapper around 'ar' adding the appropriate '--plugin' option", "// for the GCC compiler",
+        "CMAKE_C_COMPILER_AR:FILEPATH=/usr/bin/gcc-ar-12",
+        "//ADVANCED property for variable: CMAKE_AR", "CMAKE_AR-ADVANCED:INTERNAL=1",
+        "//Executable file format", "CMAKE_EXECUTABLE_FORMAT:INTERNAL=ELF",
+        "//Platform information initialized", "CMAKE_PLATFORM_INFO_INITIALIZED:INTERNAL=1",
+        "CMAKE_CXX_COMPILER:STRING=/scratch/tools/c++",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_the_builds_user_made_of_it_is_not_followed(tmp_path: Path, kind: str) -> None:
+    precious, cache = tmp_path / "precious", tmp_path / "CMakeCache.txt"
+    precious.write_text("CMAKE_AR:FILEPATH=x")
+    if kind == "link":
+        cache.symlink_to(precious)
+        with pytest.raises(OSError, match="symbolic links"):
+            configured.reduce(cache)
+    else:
+        os.mkfifo(cache)
+        configured.reduce(cache)
+        assert cache.read_text() == "", "a pipe is not waited for"
+    assert precious.read_text() == "CMAKE_AR:FILEPATH=x"
