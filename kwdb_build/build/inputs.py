@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 GENERATES = frozenset({".in", ".l", ".proto", ".y"})
 """What headers are generated from, under other names. KWDB's protoc writes some for libroach into its sources."""
 _INCLUDED = HEADERS | GENERATES
+_GRAMMARS = frozenset({".l", ".y"})
+"""KWDB's own make Go of kwbase/pkg/sql/parser/sql.y, which changes in every second release."""
 _OF_THE_BUILD = frozenset({".ac", ".am", ".awk", ".cmake", ".m4", ".mk", ".pl", ".sh"})
 _BUILD_FILES = ("CMakeLists.txt", "GNUmakefile", "Makefile", "configure", "makefile")
 """What their names begin with: an enterprise tree has a Makefile_ent."""
-_NOT_OF_THE_BUILD = ("qa/", "kwbase/vendor/")
-"""KWDB's regression tests, and Go packages: what says there how something is built, says it to nobody here."""
+_NOT_OF_THE_BUILD = ("qa/", "kwbase/vendor/", "kaiwudb_install/")
+"""KWDB's regression tests, Go packages, and its installer: what says there how something is built, says it to nobody
+here. No file of the build names the last one (V2.0.3.2 to V3.2.1)."""
 
 
 def headers_digest(source: Path) -> str:
@@ -46,11 +49,11 @@ def headers_digest(source: Path) -> str:
 class Dependencies:
     """All that decides what KWDB's bundled C and C++ libraries become, beside the toolchain's lock, as sha256.
 
-    wide counts every header below the source. narrow counts none of KWDB's own: it is for what was built by compilers
-    that could look at none of those (see evidence.looked_outside). With the same narrow digest their sources, build
-    files and options are the same, and so are the calls of compilers, of which that is known; only a path among them
-    leads to headers, and sources cannot climb out of it. '' is for none: a link makes KWDB's own sources theirs too, or
-    (narrow alone) one of theirs could include something of KWDB's own by its name.
+    wide counts every header below the source, and every grammar. narrow counts none of KWDB's own: it is for what was
+    built by compilers that could look at none of those (see evidence.looked_outside). With the same narrow digest their
+    sources, build files and options are the same, and so are the calls of compilers, of which that is known; only a
+    path among them leads to headers, and sources cannot climb out of it. '' is for none: a link makes KWDB's own
+    sources theirs too, or (narrow alone) one of theirs could include something of KWDB's own by its name.
     """
 
     narrow: str = ""
@@ -78,7 +81,7 @@ def dependencies_digest(tree: SourceTree, options: BuildOptions, headers: str, *
     own, others = tuple(f"{name}/" for name in DEPENDENCIES), _NOT_OF_THE_BUILD
 
     def counts(name: str, suffix: str) -> bool:
-        if name.startswith(own) or suffix in GENERATES:
+        if name.startswith(own) or suffix in GENERATES - _GRAMMARS:
             return True
         named = suffix in _OF_THE_BUILD or name.rpartition("/")[2].startswith(_BUILD_FILES)
         return named and not name.startswith(others)
