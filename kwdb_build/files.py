@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +30,7 @@ _FICLONE = 0x40049409
 _FLOCK = struct.Struct("@hhqqi0q")
 """struct flock of 64-bit Linux: type, whence, start, length, pid."""
 _CHUNK = 1 << 20
+_UNREAD = "unread"
 
 
 def sha256_of(path: Path) -> str:
@@ -130,8 +132,11 @@ def tree_bytes(root: Path) -> int:
     return total
 
 
-def record_of(path: Path, root: Path) -> FileRecord:
-    """Manifest entry of one file or symlink; what is neither (a pipe, a device) has no sha256."""
+def record_of(path: Path, root: Path, *, content: bool = True) -> FileRecord:
+    """Manifest entry of one file or symlink; what is neither (a pipe, a device) has no sha256.
+
+    content: whether a file is read; the sha256 of one that is not is _UNREAD.
+    """
     info = path.lstat()
     if stat.S_ISLNK(info.st_mode):
         target = os.readlink(path)  # noqa: PTH115  # Path would tidy it
@@ -140,7 +145,8 @@ def record_of(path: Path, root: Path) -> FileRecord:
     if not stat.S_ISREG(info.st_mode):  # never opened: a pipe has no end, and some devices do what they are read for
         return FileRecord(path=str(path.relative_to(root)), mode=stat.S_IMODE(info.st_mode), size=0, sha256="")
     return FileRecord(
-        path=str(path.relative_to(root)), mode=stat.S_IMODE(info.st_mode), size=info.st_size, sha256=sha256_of(path)
+        path=str(path.relative_to(root)), mode=stat.S_IMODE(info.st_mode), size=info.st_size,
+        sha256=sha256_of(path) if content else _UNREAD,
     )
 
 
@@ -149,14 +155,18 @@ def manifest_of(root: Path) -> tuple[FileRecord, ...]:
     return tuple(record_of(path, root) for path in walk_files(root))
 
 
-def check_manifest(root: Path, files: Iterable[FileRecord], *, ignore: Iterable[str] = ()) -> None:
+def check_manifest(
+    root: Path, files: Iterable[FileRecord], *, ignore: Iterable[str] = (), content: bool = True
+) -> None:
     """Compare what is on disk with a manifest; ArtifactError names every difference.
 
-    ignore: relative names that are expected besides (the manifest's own file).
+    ignore: relative names that are expected besides (the manifest's own file). Without content the files are not read,
+    only named, measured and asked for their modes: for who reads them afterwards anyway.
     """
     skipped = set(ignore)
-    wanted = {entry.path: entry for entry in files}
-    found = {entry.path: entry for entry in manifest_of(root) if entry.path not in skipped}
+    wanted = {entry.path: entry if content or entry.link else replace(entry, sha256=_UNREAD) for entry in files}
+    records = (record_of(path, root, content=content) for path in walk_files(root))
+    found = {entry.path: entry for entry in records if entry.path not in skipped}
     problems = [f"{name}: missing" for name in sorted(wanted.keys() - found.keys())]
     problems += [f"{name}: not in the manifest" for name in sorted(found.keys() - wanted.keys())]
     problems += [
@@ -176,6 +186,8 @@ def _difference(wanted: FileRecord, found: FileRecord) -> str:
         return "no file any more, but a pipe, a socket or a device"
     if wanted.sha256 != found.sha256:
         return f"content changed (sha256 {found.sha256[:16]} instead of {wanted.sha256[:16]})"
+    if wanted.size != found.size:
+        return f"{found.size} bytes instead of {wanted.size}"
     return f"mode {found.mode:o} instead of {wanted.mode:o}"
 
 

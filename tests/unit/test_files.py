@@ -72,6 +72,27 @@ def test_manifest_finds_every_difference(tmp_path: Path) -> None:
         assert words in context
 
 
+def test_a_manifest_is_checked_without_reading_by_names_sizes_kinds_and_modes(tmp_path: Path) -> None:
+    for name in ("same", "longer", "mode", "pipe"):
+        (tmp_path / name).write_text(name if name != "pipe" else "", encoding="utf-8")
+    (tmp_path / "link").symlink_to("same")
+    manifest = files.manifest_of(tmp_path)
+    (tmp_path / "same").write_text("emas", encoding="utf-8")
+    files.check_manifest(tmp_path, manifest, content=False)
+    (tmp_path / "longer").write_text("longer than that", encoding="utf-8")
+    (tmp_path / "mode").chmod(0o700)
+    for name in ("pipe", "link"):
+        (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / "pipe", 0o644)
+    (tmp_path / "link").symlink_to("longer")
+    with pytest.raises(ArtifactError) as caught:
+        files.check_manifest(tmp_path, manifest, content=False)
+    context = caught.value.context
+    for words in ("longer: 16 bytes instead of 6", "mode: mode 700", "pipe: no file any more", "link: content changed"):
+        assert words in context
+    assert "same" not in context
+
+
 def test_copy_keeps_mode_and_times_and_is_no_hard_link(tmp_path: Path) -> None:
     source, target = tmp_path / "s", tmp_path / "t"
     source.write_bytes(os.urandom(3 << 20))

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -173,8 +174,8 @@ def test_what_is_changed_after_it_was_checked_is_not_taken(
     """As a build could that has the file open for writing."""
     real = kept.check_manifest
 
-    def check_and_change(place: Path, files: object) -> None:
-        real(place, files)  # type: ignore[arg-type]
+    def check_and_change(*arguments: Any, **named: Any) -> None:
+        real(*arguments, **named)
         (root / DIGEST / "files/native/rocksdb/librocksdb.a").write_bytes(b"!<evil>")
 
     monkeypatch.setattr(kept, "check_manifest", check_and_change)
@@ -189,8 +190,8 @@ def test_a_link_that_comes_after_the_check_is_not_followed(
     real = kept.check_manifest
     library = root / DIGEST / "files/native/rocksdb/librocksdb.a"
 
-    def check_and_link(place: Path, files: object) -> None:
-        real(place, files)  # type: ignore[arg-type]
+    def check_and_link(*arguments: Any, **named: Any) -> None:
+        real(*arguments, **named)
         library.rename(tmp_path / "same bytes")
         library.symlink_to(tmp_path / "same bytes")
 
@@ -218,8 +219,8 @@ def test_an_entry_that_another_process_removes_meanwhile_is_no_failure(
 ) -> None:
     real = kept.check_manifest
 
-    def check_and_lose(place: Path, files: object) -> None:
-        real(place, files)  # type: ignore[arg-type]
+    def check_and_lose(*arguments: Any, **named: Any) -> None:
+        real(*arguments, **named)
         kept.prune(root, 0)
 
     monkeypatch.setattr(kept, "check_manifest", check_and_lose)
