@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
-import os
 import sys
 import tarfile
 from typing import IO, TYPE_CHECKING, Any
 
 from kwdb_build.build.inspection import architecture_of, this_architecture
 from kwdb_build.build.store import BESIDE, MANIFEST
-from kwdb_build.errors import AccessError, LockedError, SpaceError, UsageError
-from kwdb_build.files import NO_SPACE, fsync_directory, require_file
+from kwdb_build.errors import AccessError, SpaceError, UsageError
+from kwdb_build.files import NO_SPACE, require_file
+from kwdb_build.source.partial import ZSTD_MAGIC, whole_file
 
 if sys.version_info >= (3, 14):
     from compression.zstd import CompressionParameter as _Parameter
@@ -61,12 +60,12 @@ def export(store: ArtifactStore, artifact: Artifact, target: Path, *, force: boo
     """Write a stored build into one file; return the file's sha256.
 
     The build is verified first. target appears complete or not at all. Errors: ArtifactError, UsageError (target is
-    there and not force), LockedError (another export writes it), SpaceError, AccessError.
+    there and not force), SpaceError, AccessError.
     """
     require_free(target, force=force)
     progress.update("verifying the stored build")
     store.hold(artifact)
-    with explained(target), writing(target) as stream:
+    with explained(target), whole_file(target, begins=ZSTD_MAGIC) as stream:
         digest = _Hashing(stream)
         with _zstd_open(digest, "wb", options=_OPTIONS) as packed, tarfile.open(
             fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8"
@@ -149,30 +148,6 @@ class _Hashing(io.RawIOBase):
     def hexdigest(self) -> str:
         """Of all that was written."""
         return self._digest.hexdigest()
-
-
-@contextlib.contextmanager
-def writing(target: Path) -> Iterator[IO[bytes]]:
-    """A file that takes target's name at the end, durable; what a killed export left is overwritten by the next."""
-    require_file(target)
-    partial = target.with_name(f".{target.name}.part")
-    with partial.open("ab") as stream:
-        try:
-            fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LockedError(
-                f"another kwdb-build writes {target}", hint="wait for it, or choose another name"
-            ) from error
-        stream.truncate(0)
-        try:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-            partial.replace(target)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-    fsync_directory(target.parent)
 
 
 @contextlib.contextmanager

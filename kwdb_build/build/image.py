@@ -47,6 +47,8 @@ COMMAND = (
     "./kwbase", "start-single-node", f"--certs-dir={ROOT / 'certs'}", "--listen-addr=0.0.0.0:26257",
     "--http-addr=0.0.0.0:8080", f"--store={STORE}",
 )
+BEGINS = b"oci-layout"
+"""How the archive begins: with the name of its first member."""
 _BASE_PACKAGES = ("base-files", "bash", "coreutils", "dash", "grep", "libc-bin", "sed")
 """Besides the libraries: KWDB's scripts and the usual `bash -c "…"` of compose files."""
 _LEFT_OUT = re.compile(
@@ -354,7 +356,7 @@ def _write_archive(stream: IO[bytes], made: MadeImage, config: bytes, layers: Se
     }]
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar:
         seen: set[str] = set()
-        _file(tar, seen, "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
+        _file(tar, seen, BEGINS.decode(), b'{"imageLayoutVersion": "1.0.0"}')
         _file(tar, seen, "index.json", json.dumps(index, sort_keys=True).encode())
         _file(tar, seen, "manifest.json", json.dumps(docker, sort_keys=True).encode())
         _file(tar, seen, blob(digest), manifest)

@@ -29,7 +29,7 @@ from kwdb_build.model import SOURCE_SUFFIX, Patch, SourceTree, to_json
 from kwdb_build.scratch import scratch_directory
 from kwdb_build.source.client import GitClient
 from kwdb_build.source.packing import PackedRepository, unpack_repositories
-from kwdb_build.source.partial import whole_file
+from kwdb_build.source.partial import ZSTD_MAGIC, whole_file
 from kwdb_build.source.patches import PatchFile, keep
 from kwdb_build.source.prepared import prepared
 
@@ -58,7 +58,6 @@ _OPTIONS: dict[int, int] = {
     CompressionParameter.compression_level: 6, CompressionParameter.checksum_flag: 1,
     CompressionParameter.nb_workers: os.cpu_count() or 1,
 }
-_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +128,7 @@ def write_bundle(contents: Contents, directory: Path, target: Path, *, sign: Pat
     text = (json.dumps(to_json(contents), indent=1, sort_keys=True) + "\n").encode()
     signature = _sign(text, sign) if sign is not None else b""
     with (
-        whole_file(target, begins=_MAGIC) as stream,
+        whole_file(target, begins=ZSTD_MAGIC) as stream,
         zstd_open(stream, "wb", options=_OPTIONS) as packed,
     ):
         _write_members(packed, contents, text, signature, directory, progress)
@@ -170,7 +169,7 @@ def check_bundle(file: Path, *, key: Path | None, progress: Progress, into: Path
         raise UsageError(f"there is no bundle {file}", hint="`kwdb-build bundle create` makes one")
     try:
         with file.open("rb") as stream:
-            if stream.read(len(_MAGIC)) != _MAGIC:
+            if stream.read(len(ZSTD_MAGIC)) != ZSTD_MAGIC:
                 raise _refused(file, "it is no bundle of kwdb-build (not compressed with zstd)")
             stream.seek(0)
             reader = zstd_open(stream, "rb")

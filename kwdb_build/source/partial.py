@@ -20,6 +20,8 @@ from kwdb_build.files import fsync_directory, full_disk_said, require_file
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+"""What a file of zstd begins with."""
 _SUFFIX = ".part"
 _RANDOM = r"[a-z0-9_]{8}"
 """What tempfile puts between."""

@@ -8,6 +8,7 @@ from kwdb_build.build import archive
 from kwdb_build.build import image as images
 from kwdb_build.errors import UsageError
 from kwdb_build.scratch import scratch_directory
+from kwdb_build.source.partial import whole_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +26,7 @@ def make_image(
 ) -> MadeImage:
     """Write the archive to output, for which no engine is needed, or load it into the engine under tag.
 
-    Errors: as of build.image.make_image; LockedError and SpaceError for output, EngineError for the engine.
+    Errors: as of build.image.make_image; SpaceError for output, EngineError for the engine.
     """
     work = settings.home / "work"
     work.mkdir(parents=True, exist_ok=True)
@@ -38,7 +39,7 @@ def make_image(
         )
 
     if output is not None:
-        with archive.explained(output), archive.writing(output) as stream:
+        with archive.explained(output), whole_file(output, begins=images.BEGINS) as stream:
             return write(stream)
     engine = workshop.engine  # before the work, as it may not answer
     with archive.explained(work), scratch_directory(work, ".image-") as scratch:

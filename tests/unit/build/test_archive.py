@@ -21,7 +21,7 @@ from kwdb_build.build import archive, intake
 from kwdb_build.build.signing import Trust
 from kwdb_build.build.store import MANIFEST, ArtifactStore, signature_kinds
 from kwdb_build.console import Progress
-from kwdb_build.errors import ArtifactError, KwdbBuildError, LockedError, SpaceError, UsageError
+from kwdb_build.errors import ArtifactError, KwdbBuildError, SpaceError, UsageError
 from kwdb_build.files import sha256_of
 from kwdb_build.model import Artifact, BuildKey
 from tests.unit.build.artifactbox import add_build, key_of, spoil
@@ -357,12 +357,23 @@ def test_a_place_that_takes_no_file_is_told_before_anything_is_read(
         export(store, artifact, Path("/dev/null"), force=True)
 
 
-def test_two_exports_of_one_file_do_not_mix(store: ArtifactStore, artifact: Artifact, tmp_path: Path) -> None:
-    target = tmp_path / "x.tar.zst"
-    with archive.writing(target), pytest.raises(LockedError):
-        export(store, artifact, target)
-    # The first one ended (with nothing in it); now it is free again.
-    assert export(store, artifact, target, force=True) == sha256_of(target)
+def test_two_exports_of_one_file_do_not_mix_and_a_file_of_somebody_elses_stays(
+    store: ArtifactStore, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, mine = tmp_path / "x.tar.zst", tmp_path / ".x.tar.zst.part"
+    mine.write_text("precious")
+    write_members, digests = archive._write_members, []
+
+    def export_meanwhile(*arguments: Any) -> None:
+        monkeypatch.setattr(archive, "_write_members", write_members)
+        digests.append(export(store, artifact, target))
+        write_members(*arguments)
+
+    monkeypatch.setattr(archive, "_write_members", export_meanwhile)
+    digests.append(export(store, artifact, target))
+    assert digests == [sha256_of(target)] * 2
+    assert mine.read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.glob("*x.tar.zst*")) == [".x.tar.zst.part", "x.tar.zst"]
 
 
 def test_a_full_disk_leaves_nothing_behind(
@@ -373,7 +384,7 @@ def test_a_full_disk_leaves_nothing_behind(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(archive._Hashing, "write", full)
-    with pytest.raises(SpaceError, match="No space left"):
+    with pytest.raises(SpaceError, match=r"became full while writing x\.tar\.zst"):
         export(store, artifact, tmp_path / "x.tar.zst")
     assert not list(tmp_path.glob("*x.tar.zst*"))
     monkeypatch.setattr(os, "fchmod", full)
