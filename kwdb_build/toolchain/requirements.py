@@ -86,7 +86,11 @@ def read_requirements(tree_path: Path) -> Requirements:
             ),
         )
     builds = {name: text for name, text in texts.items() if name in BUILD_FILES} | dict(_c_deps(tree_path))
-    return Requirements(rows=refine(tables, builds))
+    brought = {_INNER_HEADER: "c-deps brings it along"}
+    if not (tree_path / C_DEPS / "libroach/include" / _INNER_HEADER).is_file():
+        brought = {}
+    rows = (replace(row, waived=brought.get(row.name, row.waived)) for row in refine(tables, builds))
+    return Requirements(rows=tuple(rows))
 
 
 _NAME_HEAD = re.compile(r"^(?:依赖|dependency|dependencies)", re.IGNORECASE)
@@ -246,7 +250,8 @@ def _seen(name: str, file: str, pattern: str, note: str, *, advisory: bool = Fal
 
 
 _INNER_HEADER = "google/protobuf/stubs/stringprintf.h"
-"""libroach of KWDB up to 3.1 includes it; protobuf installs it with no version that was looked at (3.12.4, 3.21.12)."""
+"""libroach includes it; protobuf installs it with no version that was looked at (3.12.4, 3.21.12). The kw-cdeps of 3.2
+has a copy where libroach looks."""
 _ROOT, _MAKE, _TS, _KWBASE = "CMakeLists.txt", "Makefile", "kwdbts2/CMakeLists.txt", "kwbase/Makefile"
 _EVIDENCE = (
     _seen("make", _MAKE, r"^[\w.-]+\s*:(?!=)", "the build is driven by make"),

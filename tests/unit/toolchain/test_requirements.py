@@ -245,6 +245,13 @@ def test_a_tree_on_disk(tmp_path: Path) -> None:
     header = rows["google/protobuf/stubs/stringprintf.h"]
     assert header.advisory
     assert header.where == C_DEPS
+    assert not header.waived
+    brought = tmp_path / C_DEPS / "libroach/include/google/protobuf/stubs/stringprintf.h"
+    brought.parent.mkdir(parents=True)
+    brought.touch()
+    again = named(read_requirements(tmp_path).rows)
+    assert again["google/protobuf/stubs/stringprintf.h"].waived == "c-deps brings it along"
+    assert not again["automake"].waived
 
 
 def test_a_tree_without_a_table_is_unknown_and_not_fine(tmp_path: Path) -> None:
