@@ -74,7 +74,9 @@ _RESERVED = frozenset({
     "NCPUS", "PATH", "SHELL", "SOURCE_DATE_EPOCH", "TMPDIR",
 })
 _CMAKE_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
-_CMAKE_RESERVED = frozenset({"CMAKE_BUILD_TYPE", "CMAKE_INSTALL_PREFIX", "PROTOBUF_DIR", "KWBASE_OSS"})
+_CMAKE_RESERVED = frozenset({
+    "CMAKE_BUILD_TYPE", "CMAKE_INSTALL_PREFIX", "CMAKE_PROJECT_INCLUDE", "PROTOBUF_DIR", "KWBASE_OSS",
+})
 _ASAN = ("WITH_ASAN", "ON")
 GO_FLAGS = "-trimpath -v"
 """-v: packages that are compiled, and only those, are named."""

@@ -30,6 +30,7 @@ done
 exec /bin/date -d "@${{SOURCE_DATE_EPOCH:?}}" "$@"
 """
 
+_ORDER = "order.cmake"
 ANSWER = "version"
 """File in the scratch directory: what the built kwbase said of its version, and its exit code in a last line."""
 ANSWER_S = 120
@@ -58,6 +59,9 @@ case " $* " in  # macros, or the command line, get into the object as they are
         unset CCACHE_IGNOREOPTIONS ;;
 esac
 name=${{0##*/}}
+case "$name $* " in
+    "cmake "*" -S {SOURCE} "*) set -- "$@" "-DCMAKE_PROJECT_INCLUDE={SHIMS}/{_ORDER}" ;;
+esac
 IFS=:
 for directory in $KWDB_PATH; do
     [ -x "$directory/$name" ] || continue
@@ -131,5 +135,18 @@ kill "$watch" 2> /dev/null
 exit "$code"
 """
 
-FILES = {"date": DATE_SHIM, "enter": ENTER, "tool": TOOL_SHIM}
+ORDER = """\
+# Included by each project() of KWDB. brpc's own CMake looks for gflags, which KWDB builds too, without saying that it
+# comes first (V3.2.0, V3.2.1): with one job it does not, and with several only while protobuf takes long to compile.
+if(PROJECT_SOURCE_DIR STREQUAL CMAKE_SOURCE_DIR AND NOT CMAKE_VERSION VERSION_LESS 3.19)
+  function(kwdb_build_order)
+    if(TARGET brpc AND TARGET gflags_src)
+      add_dependencies(brpc gflags_src)
+    endif()
+  endfunction()
+  cmake_language(DEFER CALL kwdb_build_order)
+endif()
+"""
+
+FILES = {"date": DATE_SHIM, "enter": ENTER, "tool": TOOL_SHIM, _ORDER: ORDER}
 """By their names in SHIMS."""

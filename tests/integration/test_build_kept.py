@@ -69,7 +69,7 @@ install(FILES lz4.h DESTINATION include)
 JEMALLOC_SRC_DIR := kwbase/c-deps/jemalloc
 JEMALLOC_DIR := /kwdb/native/jemalloc
 build: $(JEMALLOC_DIR)/libjemalloc.a
-	cmake -B build -S .
+	cmake -B build -S $(CURDIR)
 	$(MAKE) -C build
 $(JEMALLOC_SRC_DIR)/configure: $(JEMALLOC_SRC_DIR)/configure.ac
 	@echo making configure
@@ -93,6 +93,38 @@ printf 'libjemalloc.a: je.o\\n\\tar rcs $@ $^\\nje.o: /kwdb/src/gitee.com/kwbase
 }
 WORK = ("Detecting CXX compiler ABI info", "Performing configure", "Building CXX object CMakeFiles/lz4", "making configure", "configuring jemalloc",
         "building jemalloc")
+
+
+# As KWDB has them: brpc, named first, does not say that it needs gflags.
+UNSAID_ORDER = {
+    "kwdbts2/CMakeLists.txt": FILES["kwdbts2/CMakeLists.txt"].replace("add_library(kwdbts2 ", """\
+ExternalProject_Add(
+  brpc
+  SOURCE_DIR ${PROJECT_SOURCE_DIR}/third_party/brpc-1.9.0
+  PREFIX ${CMAKE_CURRENT_BINARY_DIR}/third_party/brpc-1.9.0
+  CMAKE_ARGS -DCMAKE_PREFIX_PATH=${NATIVE}/kwdbts2/third_party
+  INSTALL_COMMAND true
+)
+ExternalProject_Add(
+  gflags_src
+  SOURCE_DIR ${PROJECT_SOURCE_DIR}/third_party/gflags-2.2.2
+  PREFIX ${CMAKE_CURRENT_BINARY_DIR}/third_party/gflags-2.2.2
+  CONFIGURE_COMMAND sleep 3
+  BUILD_COMMAND true
+  INSTALL_COMMAND mkdir -p ${NATIVE}/kwdbts2/third_party/include
+  COMMAND cp <SOURCE_DIR>/gflags.h ${NATIVE}/kwdbts2/third_party/include
+)
+add_library(kwdbts2 """).replace("add_dependencies(kwdbts2 lz4_src)", "add_dependencies(kwdbts2 brpc gflags_src lz4_src)"),
+    "kwdbts2/third_party/brpc-1.9.0/CMakeLists.txt": """\
+cmake_minimum_required(VERSION 3.6)
+project(brpc CXX)
+find_path(GFLAGS gflags.h)
+if(NOT GFLAGS)
+  message(FATAL_ERROR "Could not find gflags")
+endif()
+""",
+    "kwdbts2/third_party/gflags-2.2.2/gflags.h": "int gflags();\n",
+}
 
 
 LEVEL = "kwdbts2/third_party/lz4-1.9.3"
@@ -135,7 +167,9 @@ class Builder:
         self.kept = place / "kept"
         self.notes = Notes()
 
-    def __call__(self, changed: dict[str, str] | None = None, *, warm: bool = True) -> tuple[list[str], dict[str, str]]:
+    def __call__(
+        self, changed: dict[str, str] | None = None, *, warm: bool = True, jobs: int = 1
+    ) -> tuple[list[str], dict[str, str]]:
         """Which work was done for the libraries, and the bytes of what came out."""
         self._count += 1
         place = self._place / str(self._count)
@@ -148,7 +182,7 @@ class Builder:
                     self.kept, digest, tree.gopath, uid=UID, gid=GID, newer_than=COMMIT_TIME, progress=self.notes
                 ):
                     break
-        work = self._make(tree, headers, place)
+        work = self._make(tree, headers, place, jobs)
         names = ("native/jemalloc/libjemalloc.a", "native/kwdbts2/third_party/lib/liblz4.a", LIBRARY)
         found = {Path(name).name: sha256_of(tree.gopath / name) for name in names}
         if warm:
@@ -156,7 +190,7 @@ class Builder:
             assert self.notes.notes == [], "nothing has this commit in it, although it asks git"
         return work, found
 
-    def _make(self, tree: SourceTree, headers: str, place: Path) -> list[str]:
+    def _make(self, tree: SourceTree, headers: str, place: Path, jobs: int) -> list[str]:
         lines: list[str] = []
         shims, scratch = place / "shims", place / "scratch"
         shims.mkdir()
@@ -167,10 +201,9 @@ class Builder:
             (shims / name).chmod(0o755)
         result = self._engine.run(
             RunSpec(
-                image=self._toolchain.image_tag, argv=(str(recipes.SHIMS / "enter"), "022", "make"), uid=UID, gid=GID,
-                workdir=str(SOURCE), environment=recipes.environment(
-                    tree, self._toolchain.environment, headers, None
-                ),
+                image=self._toolchain.image_tag, uid=UID, gid=GID,
+                argv=(str(recipes.SHIMS / "enter"), "022", "make", f"-j{jobs}"), workdir=str(SOURCE),
+                environment=recipes.environment(tree, self._toolchain.environment, headers, None),
                 mounts=(
                     Mount(source=tree.gopath, target=str(GOPATH), read_only=False),
                     Mount(source=shims, target=str(recipes.SHIMS)),
@@ -195,6 +228,12 @@ def test_makes_find_kept_libraries_up_to_date(build: Builder) -> None:
     work, second = build()
     assert work == []
     assert second == first
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_what_kwdbs_cmake_leaves_to_chance_comes_in_order(build: Builder, jobs: int) -> None:
+    work, _ = build(UNSAID_ORDER, jobs=jobs)
+    assert work == list(WORK)
 
 
 def test_a_tree_that_cmake_takes_for_configured_is_configured_as_a_fresh_one(build: Builder, tmp_path: Path) -> None:

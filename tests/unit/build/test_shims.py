@@ -88,6 +88,17 @@ def test_an_option_that_an_object_shows_is_not_ignored(tools: Tools) -> None:
     assert list(seen.values()) == [True] * 3 + [False] * 7
 
 
+def test_only_kwdbs_own_configuration_is_put_in_order(tools: Tools) -> None:
+    include = "-DCMAKE_PROJECT_INCLUDE=/kwdb-shims/order.cmake"
+    source = "/kwdb/src/gitee.com/kwbasedb"
+    assert tools("cmake", "-B", f"{source}/build", "-S", source, "-DX=a b")[-6:] == (
+        "-B", f"{source}/build", "-S", source, "-DX=a b", include
+    )
+    for words in (("--build", source), ("-S", f"{source}/kwdbts2/third_party/brpc-1.9.0", "-B", "x"), ("-E", "true")):
+        assert include not in tools("cmake", *words)
+    assert include not in tools("g++", "-S", source, "a.cc")
+
+
 class Tools:
     """What `enter` lays out of a directory of compilers that only say how they were called."""
 
