@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kwdb_build.build.diagnosis import first_error
 from kwdb_build.build.elf import MACHINES, ORIGIN_LIB, drop_build_paths, read_elf
+from kwdb_build.build.shims import ANSWER_S
 from kwdb_build.errors import BuildError
 from kwdb_build.files import untrusted_lines, walk_files
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _VERSION_LINE = re.compile(r"^(?:KaiwuDB|KWDB) Version:\s*(?P<version>\S+)")
 _LINES = 10
+_TIMED_OUT = "124"
+"""What timeout(1) says."""
 
 
 def inspect(installed: Path, recipe: Recipe, *, log: Path, progress: Progress) -> dict[str, Any]:
@@ -59,7 +62,9 @@ def check_answer(answer: Path, version: Version, *, log: Path) -> None:
     said = next((match["version"] for line in lines if (match := _VERSION_LINE.match(line.strip()))), "")
     if code != "0" or not said:
         raise BuildError(
-            f"the built kwbase does not run: `kwbase version` ended with exit code {code}",
+            "the built kwbase does not run: `kwbase version` " + (
+                f"did not end within {ANSWER_S} s" if code == _TIMED_OUT else f"ended with exit code {code}"
+            ),
             context=first_error(lines) or "\n".join(lines[-_LINES:]), log=log,
             hint="the tree or its options are at fault, not the compiler; the log has all that it printed",
         )

@@ -373,6 +373,7 @@ def test_results_that_are_no_good(
         (("KWDB Version: V9.9.9",), 0, "says it is V9.9.9, not V1.0.0"),
         (("./kwbase: error while loading shared libraries: libx.so",), 127, "does not run"),
         ((), 0, "does not run"),
+        (("KaiwuDB Version:  V1.0.0",), 124, "did not end within 120 s"),
         (("KaiwuDB Version:  V1.0.0",), 1, "does not run"),
     ],
 )
