@@ -109,8 +109,8 @@ def walk_all(root: Path) -> Iterator[Path]:
             yield Path(directory) / name
 
 
-def untrusted_lines(path: Path) -> list[str]:
-    """The lines of a file that its owner, another user, could have made anything else: that is an OSError.
+def untrusted_lines(path: Path, *, limit_bytes: int) -> list[str]:
+    """The lines of a file that its owner, another user, could have made anything else, or endless: that is an OSError.
 
     [] when it is not there.
     """
@@ -118,8 +118,16 @@ def untrusted_lines(path: Path) -> list[str]:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return []
-    with os.fdopen(fd, "rb") as stream:
-        return [os.fsdecode(line) for line in stream.read().splitlines()]
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
+        with os.fdopen(fd, "rb", closefd=False) as stream:
+            content = stream.read(limit_bytes + 1)
+    finally:
+        os.close(fd)
+    if len(content) > limit_bytes:
+        raise OSError(errno.EFBIG, f"has more than {human_bytes(limit_bytes)}", str(path))
+    return [os.fsdecode(line) for line in content.splitlines()]
 
 
 def tree_bytes(root: Path) -> int:

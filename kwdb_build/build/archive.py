@@ -10,8 +10,6 @@ The same stored build gives the same bytes each time (one zstd release assumed).
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import io
 import sys
@@ -20,9 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from kwdb_build.build.inspection import architecture_of, this_architecture
 from kwdb_build.build.store import BESIDE, MANIFEST
-from kwdb_build.errors import AccessError, SpaceError, UsageError
-from kwdb_build.files import NO_SPACE, require_file
-from kwdb_build.source.partial import ZSTD_MAGIC, whole_file
+from kwdb_build.source.partial import ZSTD_MAGIC, require_free, whole_file
 
 if sys.version_info >= (3, 14):
     from compression.zstd import CompressionParameter as _Parameter
@@ -32,7 +28,6 @@ else:
     from backports.zstd import open as _zstd_open
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from kwdb_build.build.store import ArtifactStore
@@ -65,22 +60,13 @@ def export(store: ArtifactStore, artifact: Artifact, target: Path, *, force: boo
     require_free(target, force=force)
     progress.update("verifying the stored build")
     store.hold(artifact)
-    with explained(target), whole_file(target, begins=ZSTD_MAGIC) as stream:
+    with whole_file(target, begins=ZSTD_MAGIC, force=force) as stream:
         digest = _Hashing(stream)
         with _zstd_open(digest, "wb", options=_OPTIONS) as packed, tarfile.open(
             fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8"
         ) as tar:
             _write_members(tar, store, artifact, progress)
     return digest.hexdigest()
-
-
-def require_free(target: Path, *, force: bool) -> None:
-    """UsageError when a file would be replaced that nobody said may be, or there is no place for one."""
-    if not target.parent.is_dir():
-        raise UsageError(f"there is no directory {target.parent}", hint="make it, or choose another place")
-    require_file(target)
-    if target.exists() and not force:
-        raise UsageError(f"{target} is there already", hint="choose another name, or --force to replace it")
 
 
 def _write_members(tar: tarfile.TarFile, store: ArtifactStore, artifact: Artifact, progress: Progress) -> None:
@@ -148,19 +134,3 @@ class _Hashing(io.RawIOBase):
     def hexdigest(self) -> str:
         """Of all that was written."""
         return self._digest.hexdigest()
-
-
-@contextlib.contextmanager
-def explained(target: Path) -> Iterator[None]:
-    """SpaceError or AccessError in place of what the operating system says about writing target."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in {*NO_SPACE, errno.EFBIG}:
-            raise SpaceError(
-                f"{target} could not be written: {error.strerror}", hint="free space there, or choose another place"
-            ) from error
-        raise AccessError(
-            f"{target} could not be written: {error.strerror or error}",
-            hint="choose another place, or run it as a user who may write there",
-        ) from error

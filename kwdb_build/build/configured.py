@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 COMPILERS, CACHE = "build/CMakeFiles/*/CMakeC*Compiler.cmake", "build/CMakeCache.txt"
 """Below the source."""
+_CACHE_BYTES = 4 << 20
 _FOUND = re.compile(
     r"CMAKE_(?:ADDR2LINE|AR|DLLTOOL|LINKER|NM|OBJCOPY|OBJDUMP|RANLIB|READELF|STRIP|TAPI|EXECUTABLE_FORMAT"
     r"|PLATFORM_INFO_INITIALIZED|C(?:XX)?_COMPILER(?:_AR|_RANLIB)?)(?:-ADVANCED)?:\w+="
@@ -28,7 +29,7 @@ _FOUND = re.compile(
 
 def reduce(cache: Path) -> None:
     """Leave in a CMakeCache.txt, which another user has made, what CMake found out about compilers."""
-    lines = untrusted_lines(cache)
+    lines = untrusted_lines(cache, limit_bytes=_CACHE_BYTES)
     cache.unlink()
     cache.write_text("".join(f"{line}\n" for line in of_compilers(lines)), encoding="utf-8")
 

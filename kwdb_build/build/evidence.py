@@ -41,6 +41,8 @@ _DEPENDS_SUFFIXES = frozenset({".Plo", ".Po", ".d"})
 """Where CMake and automake write down which files a compilation has read."""
 _OBJECTS = frozenset({".o", ".obj"})
 _ELF, _ARCHIVES = b"\x7fELF", (b"!<arch>\n", b"!<thin>\n")
+_NOTES_BYTES = 64 << 20
+"""A line for each compilation of the libraries: V3.2.1 has two thousand."""
 _HEADER_BYTES = 60
 """Of an archive's member: 16 of its name, from 48 on ten digits of its size."""
 
@@ -83,9 +85,9 @@ def looked_outside(kept: Path, scratch: Path, tree: Path) -> str:
 
     tree: the source as it was before the build.
     """
-    if looked := untrusted_lines(scratch / OUTSIDE):
+    if looked := untrusted_lines(scratch / OUTSIDE, limit_bytes=_NOTES_BYTES):
         return f"a compiler could look at {looked[0]}"
-    seen = set(untrusted_lines(scratch / SEEN))
+    seen = set(untrusted_lines(scratch / SEEN, limit_bytes=_NOTES_BYTES))
     names = {name.rpartition("/")[2] for name in seen}
     copies = _Copies(tree)
     for path in walk_all(kept):

@@ -23,7 +23,13 @@ _NOTHING_BYTES = 32 << 20
 """A disk with less is full: what a failed compiler gives back of its temporary files."""
 
 
-def _disk_full(version: Version, context: str, log: Path) -> SpaceError:
+def no_room(place: Path) -> bool:
+    """Whether the disk that has place is full."""
+    return free_bytes(place) < _NOTHING_BYTES
+
+
+def disk_full(version: Version, context: str, log: Path) -> SpaceError:
+    """The error of a build that found no more room."""
     return SpaceError(
         f"the disk became full while {version} was built", context=context, log=log,
         hint="free space where kwdb-build's home is, or choose another place with --home, and run it again",
@@ -44,8 +50,8 @@ def failure(
         stream.seek(log_start)
         error = first_failed_test(stream) or error  # a test that passes may print what looks like an error
     # ccache keeps a compiler's words in a file before it repeats them: on a full disk they may be lost.
-    if _FULL.search(error) or (not explains(error) and free_bytes(place) < _NOTHING_BYTES):
-        return _disk_full(version, error, log)
+    if _FULL.search(error) or (not explains(error) and no_room(place)):
+        return disk_full(version, error, log)
     if result.oom_killed or out_of_memory(error):
         more = (
             f"allow more memory than {human_bytes(memory_bytes)} (--memory)" if memory_bytes

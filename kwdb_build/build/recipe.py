@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kwdb_build.build.includes import Includes
     from kwdb_build.model import BuildOptions, SourceTree, Version
 
-RECIPE_VERSION = 4
+RECIPE_VERSION = 5
 """Part of the build key: raised whenever a change here (or to what the runner does to the result) changes bytes."""
 
 GOPATH = PurePosixPath("/kwdb")

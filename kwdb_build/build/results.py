@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kwdb_build.build.diagnosis import first_error
 from kwdb_build.build.elf import MACHINES, ORIGIN_LIB, drop_build_paths, read_elf
+from kwdb_build.build.failure import disk_full, no_room
 from kwdb_build.build.shims import ANSWER_S
 from kwdb_build.errors import BuildError
 from kwdb_build.files import untrusted_lines, walk_files
@@ -22,8 +23,12 @@ if TYPE_CHECKING:
 
 _VERSION_LINE = re.compile(r"^(?:KaiwuDB|KWDB) Version:\s*(?P<version>\S+)")
 _LINES = 10
-_TIMED_OUT = "124"
-"""What timeout(1) says."""
+_ANSWER_BYTES = 2 << 20
+_ENDED = {
+    "124": f"did not end within {ANSWER_S} s",
+    "137": f"was killed: it did not end within {ANSWER_S} s, or there was too little memory",
+}
+"""What exit codes of timeout(1) mean."""
 
 
 def inspect(installed: Path, recipe: Recipe, *, log: Path, progress: Progress) -> dict[str, Any]:
@@ -54,17 +59,25 @@ def inspect(installed: Path, recipe: Recipe, *, log: Path, progress: Progress) -
 
 
 def check_answer(answer: Path, version: Version, *, log: Path) -> None:
-    """BuildError unless the file answer, as shims.ENTER leaves it, has `kwbase version` say that it is this one."""
-    lines = untrusted_lines(answer)
+    """BuildError unless the file answer, as shims.ENTER leaves it, has `kwbase version` say that it is this one.
+
+    SpaceError when there was no room for the answer.
+    """
+    try:
+        lines = untrusted_lines(answer, limit_bytes=_ANSWER_BYTES)
+    except OSError as error:
+        raise BuildError(f"what the built kwbase says of its version cannot be read: {error}", log=log) from error
     with log.open("a", encoding="utf-8", errors="backslashreplace") as sink:
         sink.writelines(f"{line}\n" for line in ("kwbase version:", *lines))
-    code = lines.pop() if lines else "none"
+    code = lines.pop() if lines else ""
+    if not code.isdigit():
+        if no_room(answer.parent):
+            raise disk_full(version, "\n".join(lines[-_LINES:]), log)
+        raise BuildError("the built kwbase was not asked for its version", context="\n".join(lines[-_LINES:]), log=log)
     said = next((match["version"] for line in lines if (match := _VERSION_LINE.match(line.strip()))), "")
     if code != "0" or not said:
         raise BuildError(
-            "the built kwbase does not run: `kwbase version` " + (
-                f"did not end within {ANSWER_S} s" if code == _TIMED_OUT else f"ended with exit code {code}"
-            ),
+            f"the built kwbase does not run: `kwbase version` {_ENDED.get(code, f'ended with exit code {code}')}",
             context=first_error(lines) or "\n".join(lines[-_LINES:]), log=log,
             hint="the tree or its options are at fault, not the compiler; the log has all that it printed",
         )
@@ -89,8 +102,14 @@ def _check_elf(installed: Path, name: str, log: Path) -> None:
 
 
 def _settle_search_path(kwbase: Path, progress: Progress) -> dict[str, Any]:
+    before = read_elf(kwbase).runpath
     dropped = drop_build_paths(kwbase)
     facts = read_elf(kwbase)
+    if (*dropped, *facts.runpath) != before:  # nobody runs it between this and its being stored
+        raise BuildError(
+            "kwbase's search path for its libraries could not be shortened",
+            context=f"from {':'.join(before)}\nto {':'.join(facts.runpath)}", hint="please report this",
+        )
     if not facts.runpath or facts.runpath[0] != ORIGIN_LIB:
         progress.note("kwbase does not look for its libraries beside itself: it needs LD_LIBRARY_PATH")
     return {"runpath": list(facts.runpath), "runpath_dropped": list(dropped)}

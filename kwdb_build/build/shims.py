@@ -59,7 +59,7 @@ case " $* " in  # macros, or the command line, get into the object as they are
         unset CCACHE_IGNOREOPTIONS ;;
 esac
 name=${{0##*/}}
-case "$name $* " in
+case "$name  $* " in
     "cmake "*" -S {SOURCE} "*) set -- "$@" "-DCMAKE_PROJECT_INCLUDE={SHIMS}/{_ORDER}" ;;
 esac
 IFS=:
@@ -115,21 +115,24 @@ mkdir -p "$TMPDIR/tools"
 watch=$!
 "$@"
 code=$?
+# kwdb_move FROM TO: of those in GOPATH that are there; never into a directory that has the name.
+kwdb_move() {{
+    for place in src native; do
+        [ ! -e "$GOPATH/$1$place" ] || mv -T "$GOPATH/$1$place" "$GOPATH/$2$place" || return
+    done
+}}
 if [ "$code" = 0 ] && [ -n "$KWDB_ASKED" ]; then
-    # By itself, as on a machine where nobody built it: what it was made of is not in its place meanwhile.
-    cd /
-    for place in src native; do
-        [ ! -e "$GOPATH/$place" ] || mv "$GOPATH/$place" "$GOPATH/.$place"
-    done
-    (
-        ulimit -f 2048  # blocks of 512 bytes
-        cd "$KWDB_ASKED" && exec env -i PATH="$KWDB_PATH" LC_ALL=C.UTF-8 TZ=UTC HOME=/tmp LD_LIBRARY_PATH=../lib \
-            ASAN_OPTIONS="$KWDB_ASAN_OPTIONS" timeout -k 5 {ANSWER_S} ./kwbase version
-    ) > "$TMPDIR/{ANSWER}" 2>&1 < /dev/null
-    printf '\\n%s\\n' "$?" >> "$TMPDIR/{ANSWER}"
-    for place in src native; do
-        [ ! -e "$GOPATH/.$place" ] || mv "$GOPATH/.$place" "$GOPATH/$place"
-    done
+    # By itself, as on a machine where nobody built it: what it was made of is not in its place meanwhile. And called
+    # from elsewhere: what it may leave where it lies would be stored.
+    if mkdir "$TMPDIR/asked" && cd "$TMPDIR/asked" && kwdb_move '' .; then
+        (
+            ulimit -f 2048  # blocks of 512 bytes
+            exec env -i PATH="$KWDB_PATH" LC_ALL=C.UTF-8 TZ=UTC HOME=/tmp LD_LIBRARY_PATH="${{KWDB_ASKED%/*}}/lib" \
+                ASAN_OPTIONS="$KWDB_ASAN_OPTIONS" timeout -k 5 {ANSWER_S} "$KWDB_ASKED/kwbase" version
+        ) > "$TMPDIR/{ANSWER}" 2>&1 < /dev/null
+        printf '\\n%s\\n' "$?" >> "$TMPDIR/{ANSWER}"
+    fi
+    kwdb_move . '' || code=1
 fi
 kill "$watch" 2> /dev/null
 exit "$code"

@@ -35,11 +35,11 @@ def image(
 
     Layout and entry are those of KWDB's published image. No registry is asked; the same build gives the same image.
     """
-    from kwdb_build.build.archive import require_free
     from kwdb_build.build.image import parse_tag, parse_user
     from kwdb_build.cli.building import build_artifact, make_workshop
     from kwdb_build.cli.bundle import opened
     from kwdb_build.files import human_bytes
+    from kwdb_build.source.partial import require_free
     from kwdb_build.upgrade.imaging import make_image
 
     name, who = parse_tag(tag), parse_user(user)

@@ -7,6 +7,7 @@ told from one that is being written, and goes when the next file of that name is
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -15,7 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from kwdb_build.files import fsync_directory, full_disk_said, require_file
+from kwdb_build.errors import AccessError, SpaceError, UsageError
+from kwdb_build.files import NO_SPACE, free_bytes, fsync_directory, require_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,24 +30,60 @@ _RANDOM = r"[a-z0-9_]{8}"
 
 
 @contextlib.contextmanager
-def whole_file(target: Path, *, begins: bytes) -> Iterator[IO[bytes]]:
+def whole_file(
+    target: Path, *, begins: bytes, force: bool = True, others: tuple[Path, ...] = ()
+) -> Iterator[IO[bytes]]:
     """A file to write to that has target's name, and is on disk, at the end; nothing is left of it on an error.
 
-    begins: how every such file begins; what begins otherwise is none of ours. SpaceError when the disk becomes full.
+    begins: how every such file begins; what begins otherwise is none of ours. force: a file of that name is replaced.
+    others: further places that are written to meanwhile. Errors, also of what is done meanwhile: SpaceError for a disk
+    that becomes full, AccessError for everything else that the operating system refuses, UsageError without force.
     """
+    require_free(target, force=force)
+    with _explained(target, others):
+        _remove_leftovers(target, begins)
+        fd, temporary = _locked(target)
+        try:
+            with os.fdopen(fd, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fchmod(stream.fileno(), 0o644)
+                os.fsync(stream.fileno())
+                require_free(target, force=force)  # another call may have been quicker
+                temporary.replace(target)
+            fsync_directory(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def require_free(target: Path, *, force: bool) -> None:
+    """UsageError when a file would be replaced that nobody said may be, or there is no place for one."""
+    if not target.parent.is_dir():
+        raise UsageError(f"there is no directory {target.parent}", hint="make it, or choose another place")
     require_file(target)
-    _remove_leftovers(target, begins)
-    fd, temporary = _locked(target)
+    if target.exists() and not force:
+        raise UsageError(f"{target} is there already", hint="choose another name, or --force to replace it")
+
+
+@contextlib.contextmanager
+def _explained(target: Path, others: tuple[Path, ...]) -> Iterator[None]:
     try:
-        with full_disk_said(target.parent, f"writing {target.name}"), os.fdopen(fd, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fchmod(stream.fileno(), 0o644)
-            os.fsync(stream.fileno())
-            temporary.replace(target)
-        fsync_directory(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno not in {*NO_SPACE, errno.EFBIG}:
+            raise AccessError(
+                f"{target} could not be written: {error.strerror or error}",
+                hint="choose another place, or run it as a user who may write there",
+            ) from error
+        fullest = min((target.parent, *others), key=free_bytes)
+        if fullest != target.parent:
+            raise SpaceError(
+                f"the file system of {fullest} became full while {target} was made",
+                hint="free space there (`df -h`), or choose another place with --home",
+            ) from error
+        raise SpaceError(
+            f"{target} could not be written: {error.strerror}", hint="free space there, or choose another place"
+        ) from error
 
 
 def _locked(target: Path) -> tuple[int, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from typing import TYPE_CHECKING
 
@@ -33,16 +34,17 @@ def image_headers(
     image is an identity: it is listed once, by uid:gid, and remembered in the directory known as other answers of it
     are. place is a directory that is made for the list's sake.
     """
-    answer = answer_file(known, "headers", image)
+    path = toolchain.environment.get("PATH", "/usr/bin:/bin")
+    listed = (*filter(None, (toolchain.environment.get("GOROOT"),)), "/usr/include")
+    answer = answer_file(known, "headers", json.dumps([image, path, listed, _LIST]))
     with contextlib.suppress(OSError):
         return frozenset(answer.read_bytes().splitlines()[1:])
     place.mkdir()
     os.chown(place, uid, gid)
-    path = toolchain.environment.get("PATH", "/usr/bin:/bin")
     spec = RunSpec(
         image=image, argv=_LIST, mounts=(Mount(source=place, target=_RESULT, read_only=False),), uid=uid, gid=gid,
         environment={"PATH": path, "LC_ALL": "C"}, workdir=_RESULT, name="headers",
-        listed=(*filter(None, (toolchain.environment.get("GOROOT"),)), "/usr/include"),
+        listed=listed,
     )
     said: list[str] = []
     result = engine.run(spec, on_line=said.append, log=log)

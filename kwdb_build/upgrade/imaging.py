@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import IO, TYPE_CHECKING
 
-from kwdb_build.build import archive
 from kwdb_build.build import image as images
 from kwdb_build.errors import UsageError
+from kwdb_build.files import full_disk_said
 from kwdb_build.scratch import scratch_directory
 from kwdb_build.source.partial import whole_file
 
@@ -39,10 +39,10 @@ def make_image(
         )
 
     if output is not None:
-        with archive.explained(output), whole_file(output, begins=images.BEGINS) as stream:
+        with whole_file(output, begins=images.BEGINS, others=(work,)) as stream:
             return write(stream)
     engine = workshop.engine  # before the work, as it may not answer
-    with archive.explained(work), scratch_directory(work, ".image-") as scratch:
+    with full_disk_said(work, "making the image"), scratch_directory(work, ".image-") as scratch:
         with (scratch / "image.tar").open("w+b") as stream:
             made = write(stream)
         console.update("loading it into the engine")

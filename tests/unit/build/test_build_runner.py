@@ -374,6 +374,7 @@ def test_results_that_are_no_good(
         (("./kwbase: error while loading shared libraries: libx.so",), 127, "does not run"),
         ((), 0, "does not run"),
         (("KaiwuDB Version:  V1.0.0",), 124, "did not end within 120 s"),
+        (("KaiwuDB Version:  V1.0.0",), 137, "was killed: it did not end within 120 s, or there was too little memory"),
         (("KaiwuDB Version:  V1.0.0",), 1, "does not run"),
     ],
 )
@@ -389,6 +390,34 @@ def test_a_kwbase_that_panics_is_shown_with_its_first_words(call: Callable[..., 
     error = failed(call, tmp_path, StandIn(install=complete(), version=said, version_code=2))
     assert error.context.startswith("panic: runtime error: slice bounds out of range")
     assert error.hint
+
+
+def test_an_answer_that_could_not_be_written_is_not_the_sources_fault(
+    call: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass
+    class Answers(StandIn):
+        leaves: Callable[[Path], object] = Path.touch
+
+        def run(self, spec: RunSpec, *, on_line: Callable[[str], None], log: Path) -> RunResult:
+            result = super().run(spec, on_line=on_line, log=log)
+            if "KWDB_ASKED" in spec.environment:
+                answer = next(mount.source for mount in spec.mounts if mount.target == "/scratch") / "version"
+                answer.unlink()
+                self.leaves(answer)
+            return result
+
+    for leaves, said in (
+        (Path.touch, "was not asked"), (Path.mkdir, "is no regular file"), (os.mkfifo, "is no regular file"),
+        (lambda path: path.symlink_to(path), "cannot be read"), (lambda path: None, "was not asked"),
+        (lambda path: path.write_text("x" * (3 << 20)), "more than 2.0 MiB"),
+        (lambda path: path.write_text("Version: V1\nGo Ver"), "was not asked"),
+    ):
+        error = failed(call, tmp_path, Answers(install=complete(), leaves=leaves))
+        assert said in error.message
+    monkeypatch.setattr("kwdb_build.build.failure.free_bytes", lambda _: 1 << 20)
+    with pytest.raises(SpaceError, match="the disk became full"):
+        call(Answers(install=complete()))
 
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt(), EngineError("gone")])

@@ -95,6 +95,39 @@ def test_damaged_entries_of_go_are_removed_before_a_build(
     assert notes[0].startswith("2 damaged entries")
 
 
+def test_what_is_done_meanwhile_is_done_once_whatever_becomes_of_the_check(
+    opened: Callable[..., tuple[Path | None, list[str]]], tmp_path: Path
+) -> None:
+    place, _ = opened()
+    assert place is not None
+
+    class StoppedError(Exception):
+        pass
+
+    def open_with(meanwhile: Callable[[], None]) -> Path | None:
+        with caches.opened(
+            tmp_path / "cache", TOOLCHAIN, uid=os.geteuid(), gid=os.getegid(), limit_bytes=1 << 30, progress=Notes(),
+            meanwhile=meanwhile,
+        ) as found:
+            return found
+
+    def stop() -> None:
+        raise StoppedError
+
+    bad, calls = entry(place / "go", b"bad"), []
+    bad.write_bytes(b"b4d")
+    with pytest.raises(StoppedError):
+        open_with(stop)
+    assert not bad.exists(), "the check came to its end"
+    assert open_with(lambda: calls.append("sound")) == place, "nothing holds the lock"
+    with place.parent.with_name(f"{place.parent.name}.lock").open("rb") as other_build:
+        fcntl.flock(other_build, fcntl.LOCK_SH)
+        assert open_with(lambda: calls.append("in use")) == place
+    place.parent.chmod(0o777)
+    assert open_with(lambda: calls.append("distrusted")) is None
+    assert calls == ["sound", "in use", "distrusted"]
+
+
 def test_a_cache_in_use_is_not_looked_after(opened: Callable[..., tuple[Path | None, list[str]]]) -> None:
     place, _ = opened()
     assert place is not None
