@@ -263,11 +263,11 @@ def _unfit(place: Path, marks: tuple[tuple[str, bytes], ...]) -> str:
         if stat.S_ISLNK(info.st_mode):
             return ""
         if stat.S_ISDIR(info.st_mode):  # one that was made while we took the others
-            return "" if info.st_uid == os.geteuid() else f"{path.name} is being changed"
+            return "" if info.st_uid == os.geteuid() else f"{path.relative_to(place)} is being changed"
         if not stat.S_ISREG(info.st_mode):
-            return f"{path.name} is no regular file"
+            return f"{path.relative_to(place)} is no regular file"
         what = _held(path, marks)
-        return f"{path.name} holds the {what} of this commit" if what else ""
+        return f"{path.relative_to(place)} holds the {what} of this commit" if what else ""
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return next(filter(None, pool.map(reason, sorted(walk_all(place)))), "")

@@ -5,17 +5,19 @@ from __future__ import annotations
 from kwdb_build.build import sight
 from kwdb_build.build.recipe import DEPENDENCIES, DEPENDENCIES_TIME, GOPATH, NATIVE, SCRATCH, SHIMS, SOURCE, THIRD_PARTY
 
+_PLACES = (NATIVE, THIRD_PARTY, *(SOURCE / name for name in DEPENDENCIES))
 _TIME_OF_PLACE = f"""\
 last=-o
 for word in "$PWD/" "$@"; do
     case "$last $word" in
-        "-o {NATIVE}"/* | "-o {THIRD_PARTY}"/* | *" -o{NATIVE}"/* | *" -o{THIRD_PARTY}"/*)
+        {" | ".join(f'"-o {place}"/* | *" -o{place}"/*' for place in _PLACES)})
             export SOURCE_DATE_EPOCH={DEPENDENCIES_TIME} library=yes ;;
     esac
     last=$word
 done
 """
-"""For what runs in a place of dependencies, or writes to one by its absolute name."""
+"""For what runs in a place of dependencies or in their sources (libedit's configure.ac asks for the day when autoconf
+reads it there), or writes to one by its absolute name."""
 
 DATE_SHIM = f"""\
 #!/bin/sh

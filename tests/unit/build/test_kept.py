@@ -240,7 +240,7 @@ def test_what_shows_its_commit_serves_no_other_one(
     notes = Notes()
     gopath = built(tmp_path / "first", native__rocksdb__version=b"\0" * ((1 << 20) - 4) + content)
     keep(tmp_path / "kept", DIGEST, gopath, tree, notes)
-    assert [f"version holds the {said} of this commit" in note for note in notes.notes] == [True]
+    assert [f"native/rocksdb/version holds the {said} of this commit" in note for note in notes.notes] == [True]
     assert not take(tmp_path / "kept", fresh(tmp_path / "second"), notes)
 
 
@@ -248,7 +248,7 @@ def test_what_is_no_file_is_not_kept(tmp_path: Path, tree: SourceTree) -> None:
     notes, gopath = Notes(), built(tmp_path / "first")
     os.mkfifo(gopath / "native/pipe")
     keep(tmp_path / "kept", DIGEST, gopath, tree, notes)
-    assert ["pipe is no regular file" in note for note in notes.notes] == [True]
+    assert ["native/pipe is no regular file" in note for note in notes.notes] == [True]
 
 
 def test_a_process_that_is_killed_while_it_keeps_leaves_nothing_half(tmp_path: Path, tree: SourceTree) -> None:

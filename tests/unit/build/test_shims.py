@@ -38,7 +38,28 @@ def test_the_date_of_a_build_is_the_commits(date: Callable[..., str]) -> None:
     assert date() == "Tue Nov 14 22:13:20 UTC 2023"
 
 
-@pytest.mark.parametrize("directory", ["/kwdb/native/x86_64-linux-gnu/rocksdb", str(THIRD_PARTY / "brpc-1.9.0")])
+def test_the_day_that_a_configure_script_is_made_of_is_no_commits(tmp_path: Path) -> None:
+    """libedit's asks for it by autoconf, in the source: a trace of one commit, and no other one could use the rest."""
+    shim = tmp_path / "date"
+    shim.write_text(shims.DATE_SHIM.replace("/kwdb/", f"{tmp_path}/kwdb/"))
+    shim.chmod(0o755)
+    seen = {}
+    for place in ("kwbase/c-deps/libedit", "kwdbts2/third_party/x", "kwbase", "kwbase/c-deps-not", "kwdbts2"):
+        cwd = tmp_path / "kwdb/src/gitee.com/kwbasedb" / place
+        cwd.mkdir(parents=True, exist_ok=True)
+        environment = {"SOURCE_DATE_EPOCH": "1700000000", "TZ": "UTC", "PATH": os.environ["PATH"]}
+        done = subprocess.run(["sh", "-c", f"{shim} +%Y%m%d"], env=environment, cwd=cwd, check=True, capture_output=True)
+        seen[place] = done.stdout.decode().strip()
+    assert seen == {
+        "kwbase/c-deps/libedit": "19800101", "kwdbts2/third_party/x": "19800101", "kwbase": "20231114",
+        "kwbase/c-deps-not": "20231114", "kwdbts2": "20231114",
+    }
+
+
+@pytest.mark.parametrize("directory", [
+    "/kwdb/native/x86_64-linux-gnu/rocksdb", str(THIRD_PARTY / "brpc-1.9.0"),
+    "/kwdb/src/gitee.com/kwbasedb/kwbase/c-deps/libedit",
+])
 def test_what_is_made_for_dependencies_has_a_time_that_is_no_commits(tools: Tools, directory: str) -> None:
     assert tools("g++", "-c", "a.cc", "-o", f"{directory}/a.o")[0] == "1980"
     assert tools("cc", "-o", f"{directory}/a.o", "-c", "a.c")[0] == "1980"
