@@ -31,11 +31,8 @@ _INCLUDE = re.compile(
     rb"(?:#[ \t]*(?:include(?:_next)?|import|embed|define[ \t]+\w+)|__has_include(?:_next)?[ \t]*\(|\.incbin)[ \t\\]*"
     rb"([\"<])([^\">\n\\]+)"
 )
-_NAMES_OWN = re.compile(
-    rb"%s/(?!%s)" % (re.escape(os.fsencode(GOPATH)), b"|".join(
-        re.escape(os.fsencode(place.relative_to(GOPATH))) + b"/" for place in _INSIDE
-    ))
-)
+_NAMED = re.compile(rb"%s/[^\s\\:]*" % re.escape(os.fsencode(GOPATH)))
+"""A path in what compilers and CMake write down, up to a blank in it."""
 _DEPENDS = frozenset({"compiler_depend.internal", "compiler_depend.make", "depend.internal", "depend.make"})
 _DEPENDS_SUFFIXES = frozenset({".Plo", ".Po", ".d"})
 """Where CMake and automake write down which files a compilation has read."""
@@ -99,10 +96,22 @@ def looked_outside(kept: Path, scratch: Path, tree: Path) -> str:
         elif path.is_file():
             if path.suffix in HEADERS and copies.has(path):
                 return f"{below} is a header of KWDB's own"
-            if (path.name in _DEPENDS or path.suffix in _DEPENDS_SUFFIXES) and _NAMES_OWN.search(path.read_bytes()):
-                return f"{below} names a file of KWDB's own"
+            if (path.name in _DEPENDS or path.suffix in _DEPENDS_SUFFIXES) and (named := _names_own(path.read_bytes())):
+                return f"{below} names {named}"
             if unseen := _unseen(path, below, seen, names):
                 return f"nobody saw the compiler write {unseen}"
+    return ""
+
+
+def _names_own(text: bytes) -> str:
+    """The first path in a list of what a compilation has read that is KWDB's own, '' for none.
+
+    KWDB's CMake writes $GOPATH as <source>/../../.., so names are read as the kernel would read them.
+    """
+    for name in set(_NAMED.findall(text)):
+        path = PurePosixPath(os.path.normpath(os.fsdecode(name)))
+        if path.is_relative_to(GOPATH) and not any(path.is_relative_to(place) for place in _INSIDE):
+            return str(path)
     return ""
 
 

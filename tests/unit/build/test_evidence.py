@@ -123,6 +123,9 @@ def test_links_to_kwdbs_own_files(build: Build, target: str, *, trusted: bool) -
 @pytest.mark.parametrize(("name", "text", "trusted"), [
     ("a.o.d", f"a.o: /kwdb/{SOURCE}/common/log.h", False), (".deps/a.Po", f"/kwdb/{SOURCE}/kwdbts2/e.h:", False),
     ("compiler_depend.internal", f" /kwdb/{SOURCE}/kwbase/c-deps/x.h\n /kwdb/{SOURCE}/kwbase/x.h\n", False),
+    ("up.d", f"x.o: \\\n /kwdb/{SOURCE}/../../../native/kwdbts2/third_party/include/port.h \\\n x.cc\n", True),
+    ("out.d", f"x.o: /kwdb/native/../{SOURCE}/common/x.h\n", False),
+    ("colon.d", f"/kwdb/{SOURCE}/kwbase/x.h:\n", False),
     ("a.o.d", f"a.o: /kwdb/{SOURCE}/kwbase/c-deps/x.h /kwdb/native/a.h /usr/include/a.h", True),
     ("a.o.d", f"a.o: /kwdb/{SOURCE}/kwdbts2/third_party/x.h /kwdb/{SOURCE}/build/kwdbts2/third_party/x/y.h", True),
     ("CMakeCache.txt", f"/kwdb/{SOURCE}/common", True),
