@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 HEADERS = frozenset({".def", ".h", ".hh", ".hpp", ".hxx", ".inc", ".inl", ".ipp", ".tcc"})
+VENDOR = "kwbase/vendor/"
 _INSIDE = (NATIVE, THIRD_PARTY, *(SOURCE / name for name in DEPENDENCIES))
 _INCLUDE = re.compile(
     rb"(?:#[ \t]*(?:include(?:_next)?|import|embed|define[ \t]+\w+)|__has_include(?:_next)?[ \t]*\(|\.incbin)[ \t\\]*"
@@ -118,12 +119,15 @@ def _names_own(text: bytes) -> str:
 class _Copies:
     """Knows a header of KWDB's own by its contents."""
 
+    _COUNTED = (VENDOR, *(f"{name}/" for name in DEPENDENCIES))
+    """Whose headers are part of both digests (see inputs.py)."""
+
     def __init__(self, tree: Path) -> None:
         self._own: dict[str, list[Path]] = {}
         self._theirs: dict[str, list[Path]] = {}
         for path in walk_all(tree):
             if path.suffix in HEADERS and path.is_file():
-                theirs = path.relative_to(tree).as_posix().startswith(tuple(f"{name}/" for name in DEPENDENCIES))
+                theirs = path.relative_to(tree).as_posix().startswith(self._COUNTED)
                 (self._theirs if theirs else self._own).setdefault(path.name, []).append(path)
 
     def has(self, path: Path) -> bool:

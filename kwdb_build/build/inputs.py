@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from kwdb_build.build.evidence import HEADERS, climbs_out, names_above
+from kwdb_build.build.evidence import HEADERS, VENDOR, climbs_out, names_above
 from kwdb_build.build.recipe import DEPENDENCIES, GOPATH, RECIPE_VERSION, recipe_for
 from kwdb_build.files import sha256_of
 
@@ -27,7 +27,7 @@ _GRAMMARS = frozenset({".l", ".y"})
 _OF_THE_BUILD = frozenset({".ac", ".am", ".awk", ".cmake", ".m4", ".mk", ".pl", ".sh"})
 _BUILD_FILES = ("CMakeLists.txt", "GNUmakefile", "Makefile", "configure", "makefile")
 """What their names begin with: an enterprise tree has a Makefile_ent."""
-_NOT_OF_THE_BUILD = ("qa/", "kwbase/vendor/", "kaiwudb_install/")
+_NOT_OF_THE_BUILD = ("qa/", VENDOR, "kaiwudb_install/")
 """KWDB's regression tests, Go packages, and its installer: what says there how something is built, says it to nobody
 here. No file of the build names the last one (V2.0.3.2 to V3.2.1)."""
 
@@ -52,8 +52,10 @@ class Dependencies:
     wide counts every header below the source, and every grammar. narrow counts none of KWDB's own: it is for what was
     built by compilers that could look at none of those (see evidence.looked_outside). With the same narrow digest their
     sources, build files and options are the same, and so are the calls of compilers, of which that is known; only a
-    path among them leads to headers, and sources cannot climb out of it. '' is for none: a link makes KWDB's own
-    sources theirs too, or (narrow alone) one of theirs could include something of KWDB's own by its name.
+    path among them leads to headers, and sources cannot climb out of it. Headers of vendored Go packages count for
+    both: go-libedit has some that libedit makes, too, and nobody could tell whether they were copied. '' is for none: a
+    link makes KWDB's own sources theirs too, or (narrow alone) one of theirs could include something of KWDB's own by
+    its name.
     """
 
     narrow: str = ""
@@ -81,7 +83,7 @@ def dependencies_digest(tree: SourceTree, options: BuildOptions, headers: str, *
     own, others = tuple(f"{name}/" for name in DEPENDENCIES), _NOT_OF_THE_BUILD
 
     def counts(name: str, suffix: str) -> bool:
-        if name.startswith(own) or suffix in GENERATES - _GRAMMARS:
+        if name.startswith(own) or suffix in GENERATES - _GRAMMARS or (name.startswith(VENDOR) and suffix in HEADERS):
             return True
         named = suffix in _OF_THE_BUILD or name.rpartition("/")[2].startswith(_BUILD_FILES)
         return named and not name.startswith(others)
