@@ -65,7 +65,7 @@ def prepare_image(
     except base_image.PackageGoneError as error:
         if settings.strict_lock:
             raise
-        progress.note(f"{error.message}: resolving them anew for this machine (setting strict_lock refuses instead)")
+        progress.note(f"{error.message}: resolving the lock anew for this machine (strict_lock refuses instead)")
         toolchain = relock_here(toolchain, settings=settings, progress=progress, log=log)
         identity = ensure_image(toolchain, engine=engine, settings=settings, progress=progress, log=log)
     return PreparedImage(toolchain=toolchain, image_id=identity)

@@ -158,7 +158,7 @@ def test_gone_package(engine: DockerEngine, prepared: PreparedImage, settings: S
     found = prepare_image(toolchain, engine=engine, settings=mine, progress=progress, log=log)
     assert found.toolchain.lock_digest != toolchain.lock_digest
     assert found.toolchain == load(f"{old}/", search=toolchains_root(), home=mine.home)
-    assert any("resolving them anew" in note for note in progress.notes)
+    assert any("resolving the lock anew" in note for note in progress.notes)
     assert any("make: 3.0-gone -> " in note for note in progress.notes)
     assert engine.image_id(found.toolchain.image_tag) == found.image_id
 
