@@ -27,8 +27,9 @@ SYSTEM_PACKAGES = {
 SANDBOX_PACKAGES = {"bwrap": "bubblewrap"}
 DOCKER_PACKAGES = {"dockerd": "docker.io"}
 TEST_PACKAGES = {
-    "psql": "postgresql-client", "openssl": "openssl", "podman": "podman", "ssh-keygen": "openssh-client",
-    "gpg": "gnupg", "minisign": "minisign", "mkfs.xfs": "xfsprogs", "redis-server": "redis-server",
+    "psql": "postgresql-client", "openssl": "openssl", "podman": "podman", "newuidmap": "uidmap",
+    "ssh-keygen": "openssh-client", "gpg": "gnupg", "minisign": "minisign", "mkfs.xfs": "xfsprogs",
+    "redis-server": "redis-server",
 }
 
 
