@@ -24,10 +24,14 @@ from kwdb_build.source.reference import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from kwdb_build.source.mirror import Mirror
     from kwdb_build.source.sources import Source
+
+_MOVED_SAID = 3
+"""Tags that moved are named up to here, and counted beyond."""
 
 
 def meaning(mirror: Mirror, source: Source, ref: str, refs: RemoteRefs) -> Target | None:
@@ -83,8 +87,10 @@ class Resolver:
         if not short and not pinned:
             pinned.append(target)
         known = not short and self.mirror.has_commit(self.path, target.commit)
-        if not known or self.mirror.cached_refs(self.path).tags != refs.tags:
+        before = self.mirror.cached_refs(self.path).tags
+        if not known or before != refs.tags:
             self.mirror.fetch_all(self.path, source)
+            self._say_moved(before, refs.tags)
         if short:
             target = self._expand(target, refs)
         self.mirror.require_kind(self.path, target.commit)
@@ -93,6 +99,17 @@ class Resolver:
             self.mirror.fetch_alone(self.path, source, target.commit, missing=missing)
         self.mirror.keep(self.path, target.commit)
         return target
+
+    def _say_moved(self, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+        """A release is not published twice under one name: who fetched it before should know."""
+        moved = [tag for tag in before if now.get(tag, before[tag]) != before[tag]]
+        for tag in moved[:_MOVED_SAID]:
+            self.mirror.client.progress.note(
+                f"the tag {tag} has moved since the last fetch, from {before[tag][:12]} to {now[tag][:12]}: "
+                f"ask who keeps {redact(self.mirror.url)} why"
+            )
+        if len(moved) > _MOVED_SAID:
+            self.mirror.client.progress.note(f"so have {len(moved) - _MOVED_SAID} other tags")
 
     def _require_agreement(self, source: Source, ref: str, target: Target, pinned: list[Target]) -> None:
         """A mirror may stand in for the first host only with the same commit: the one named by it, or known from it."""

@@ -111,7 +111,13 @@ def test_a_tag_moved_or_deleted_over_there_is_moved_or_deleted_here(machine: Mac
     machine.fetch("V1.0.0")
     git(upstream.main.work, "tag", "-f", "-a", "-m", "again", "V1.0.0", upstream.commits["V1.1.0"])
     upstream.push()
-    assert machine.fetch("V1.0.0").commit == upstream.commits["V1.1.0"]
+    before, now = upstream.commits["V1.0.0"], upstream.commits["V1.1.0"]
+    assert machine.fetch("V1.0.0").commit == now
+    moved = [note for note in machine.said.notes if note.startswith("the tag")]
+    assert len(moved) == 1
+    assert f"the tag V1.0.0 has moved since the last fetch, from {before[:12]} to {now[:12]}" in moved[0]
+    assert machine.fetch("V1.0.0").commit == now
+    assert len([note for note in machine.said.notes if "has moved" in note]) == 1, "said when it is noticed"
     git(upstream.main.bare, "tag", "-d", "V1.1.0")
     git(upstream.main.bare, "tag", "-d", "V1.0.0")
     with pytest.raises(UnknownReferenceError):
@@ -122,6 +128,22 @@ def test_a_tag_moved_or_deleted_over_there_is_moved_or_deleted_here(machine: Mac
         machine.fetch("master")
     with pytest.raises(SourceError, match="no version tag"):
         machine.fetch(upstream.commits["V1.1.0"])
+
+
+def test_many_moved_tags_are_counted(machine: Machine, upstream: Upstream) -> None:
+    machine.fetch("V1.0.0")
+    for number in range(5):
+        upstream.main.tag(f"V0.{number}.0")
+    upstream.push()
+    machine.fetch("master")
+    for number in range(5):
+        git(upstream.main.work, "tag", "-f", f"V0.{number}.0", upstream.commits["V1.0.0"])
+    upstream.push()
+    machine.fetch("master")
+    assert [note.partition(" has moved")[0] for note in machine.said.notes if "moved" in note] == [
+        "the tag V0.0.0", "the tag V0.1.0", "the tag V0.2.0"
+    ]
+    assert "so have 2 other tags" in machine.said.notes
 
 
 def test_a_whole_checkout_is_used_again_untouched(machine: Machine, upstream: Upstream) -> None:
