@@ -1,4 +1,7 @@
-"""Builds of this machine, a line each, and what they tell about the time that the next one takes."""
+"""Builds of this machine, a line each, and what they tell about the time that the next one takes.
+
+The first build of a machine goes by typical.jsonl beside this file: real builds of KWDB's releases, without any cache.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,21 @@ import contextlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kwdb_build.files import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from kwdb_build.build.progress import Step
 
 FILE = "builds.jsonl"
 BUILT = "built"
+TYPICAL = "typical"
+"""Outcome of a build that somebody else made."""
+_TYPICAL = Path(__file__).with_name("typical.jsonl")
 _KEPT = 200
 _MARK_EVERY = 10
 _GO_MARK_EVERY = 50
@@ -145,15 +151,25 @@ class BuildHistory:
 
     def all(self) -> tuple[BuildRecord, ...]:
         """All that can be read, the oldest first."""
-        try:
-            text = self._path.read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return ()
-        return tuple(record for line in text.splitlines() if (record := _read(line)) is not None)
+        return _records(self._path)
 
     def most_like(self, new: BuildRecord, outcome: str = BUILT) -> BuildRecord | None:
-        """The successful build (or what else ended so) that tells most about a new one; the newest of equals."""
-        return _best([record for record in self.all() if record.outcome == outcome], new)
+        """The successful build (or what else ended so) that tells most about a new one; the newest of equals.
+
+        Where this machine has built nothing yet: a TYPICAL build by the same recipe, if one is known.
+        """
+        found = _best([record for record in self.all() if record.outcome == outcome], new)
+        if found is not None or outcome != BUILT:
+            return found
+        return _best([record for record in _records(_TYPICAL) if record.recipe == new.recipe], new)
+
+
+def _records(path: Path) -> tuple[BuildRecord, ...]:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ()
+    return tuple(record for line in text.splitlines() if (record := _read(line)) is not None)
 
 
 def _best(records: Sequence[BuildRecord], new: BuildRecord) -> BuildRecord | None:

@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from kwdb_build.build.history import CacheUse, Pace, mark_of
+from kwdb_build.build.history import TYPICAL, CacheUse, Pace, mark_of
 from kwdb_build.build.progress import Tracker
 from kwdb_build.files import human_bytes
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _LOOK_EVERY_S = 2.0
 _LOOK_ALONE_S = 5.0
+_ALMOST = 0.99
+"""The largest share that is shown: a build that takes longer than the last one has not ended."""
 
 
 def parse_stats(lines: Iterable[str]) -> CacheUse:
@@ -52,11 +54,13 @@ class Watch:
         self._scratch = scratch
         self._progress = progress
         self._pace = Pace(past)
+        self._about = "perhaps" if past is not None and past.outcome == TYPICAL else "about"
         self._tracker = Tracker()
         self._began = time.monotonic()
         self._looked = 0.0
         self._aside = ""
         self._step: Step | None = None
+        self._share = 0.0
         self._lock = threading.Lock()
         self._over = threading.Event()
         self.memory_bytes = 0
@@ -96,12 +100,21 @@ class Watch:
                     self._show(self._step)
 
     def _show(self, step: Step) -> None:
-        left = self._pace.left_s(time.monotonic() - self._began)
+        """The share is one of time when another build tells how long this one takes, else CMake's share of its targets.
+
+        CMake's own stands still for minutes while a build inside goes on, and knows nothing of Go.
+        """
+        elapsed = time.monotonic() - self._began
+        left = self._pace.left_s(elapsed)
+        if left is None:
+            self._update(step, "", done=step.done or None, total=step.total or None)
+            return
+        self._share = max(self._share, min(elapsed / max(elapsed + left, 1.0), _ALMOST))
+        self._update(step, f"{self._about} {minutes(left)} left", done=self._share, total=1.0)
+
+    def _update(self, step: Step, ahead: str, *, done: float | None, total: float | None) -> None:
         # The time first: a narrow terminal cuts the end off.
-        ahead = f"about {minutes(left)} left" if left is not None else ""
-        self._progress.update(
-            "  ".join(filter(None, [ahead, step.text, self._aside])), done=step.done or None, total=step.total or None
-        )
+        self._progress.update("  ".join(filter(None, [ahead, step.text, self._aside])), done=done, total=total)
 
     def cache_use(self) -> CacheUse:
         """What the caches gave so far."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kwdb_build.build.history import BuildHistory, BuildRecord, CacheUse, Pace, mark_of
+from kwdb_build.build.history import BUILT, TYPICAL, BuildHistory, BuildRecord, CacheUse, Pace, mark_of
 from kwdb_build.build.progress import Step
 from kwdb_build.build.watch import Watch, parse_stats
 from kwdb_build.console import Progress
@@ -105,6 +105,32 @@ def test_the_build_most_alike_tells_the_time(tmp_path: Path) -> None:
     assert history.most_like(dataclasses.replace(RECORD, warm=True, version="V3.2.0")) == warm
 
 
+def test_the_first_build_of_a_machine_goes_by_one_of_another_machine(tmp_path: Path) -> None:
+    history = BuildHistory(tmp_path / "builds.jsonl")
+    first = dataclasses.replace(RECORD, recipe="kwdb-3.2", version="V3.2.1")
+    known = history.most_like(first)
+    assert known is not None
+    assert (known.outcome, known.recipe, known.warm) == (TYPICAL, "kwdb-3.2", False)
+    times = list(known.marks.values())
+    assert times == sorted(times)
+    assert times[-1] < known.seconds
+    assert {"configure:0", "compile:9", "go:0", "install:0"} < known.marks.keys()
+    gaps = [later - earlier for earlier, later in zip([0.0, *times], [*times, known.seconds], strict=True)]
+    assert max(gaps) < known.seconds / 5, "no long time without a mark"
+    assert history.most_like(dataclasses.replace(first, recipe="kwdb-2")) is None, "no other recipe tells anything"
+    assert history.most_like(first, "kwbase-test passed") is None
+    history.add(dataclasses.replace(first, outcome="failed"))
+    assert history.most_like(first) == known, "a failed one does not tell how long it takes"
+    history.add(first)
+    assert history.most_like(first) == first
+    texts = Texts()
+    for past in (known, dataclasses.replace(known, outcome=BUILT)):
+        watch = Watch(tmp_path, texts, past)
+        watch.line("-- Configuring done")
+        watch.finish()
+    assert [text.partition(" ")[0] for text in texts.texts] == ["perhaps", "about"]
+
+
 def left(past: BuildRecord | None, reached: dict[str, float], elapsed: float) -> float | None:
     pace = Pace(past)
     for mark, seconds in reached.items():
@@ -150,9 +176,11 @@ def test_marks_are_coarse() -> None:
 class Texts(Progress):
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.shares: list[int | None] = []
 
     def update(self, text: str, *, done: float | None = None, total: float | None = None) -> None:
         self.texts.append(text)
+        self.shares.append(None if done is None or total is None else round(100 * done / total))
 
 
 def test_a_person_sees_target_time_left_cache_and_memory(tmp_path: Path) -> None:
@@ -170,6 +198,35 @@ def test_a_person_sees_target_time_left_cache_and_memory(tmp_path: Path) -> None
     (tmp_path / "memory").write_text("half a li")
     watch.finish()
     assert watch.memory_bytes == 2 << 30
+
+
+def test_the_share_is_one_of_time_where_an_earlier_build_tells_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CMake's stands while a library is built inside, and knows nothing of Go."""
+    now = [1000.0]
+    monkeypatch.setattr("kwdb_build.build.watch.time.monotonic", lambda: now[0])
+    compiling = "[ 57%] Building CXX object kwdbts2/CMakeFiles/kwdbts2.dir/src/engine.cpp.o"
+    lines = {40.0: compiling, 50.0: compiling, 60.0: "gitee.com/kwbasedb/kwbase/pkg/sql", 90.0: "go build kwbase",
+             300.0: "go build kwbase"}
+    shares: dict[str, list[int | None]] = {}
+    for past in (RECORD, None):
+        texts, began = Texts(), now[0]
+        watch = Watch(tmp_path, texts, past)
+        for second, line in lines.items():
+            now[0] = began + second
+            watch.line(line)
+        watch.finish()
+        shares["known" if past else "unknown"] = texts.shares
+    assert shares == {"known": [40, 50, 60, 90, 99], "unknown": [57, 57, None, None, None]}
+    slower = Texts()
+    watch, began = Watch(tmp_path, slower, RECORD), now[0]
+    for second, line in {40.0: compiling, 45.0: compiling, 120.0: "gitee.com/kwbasedb/kwbase/pkg/sql"}.items():
+        now[0] = began + second
+        watch.line(line)
+    watch.finish()
+    assert slower.shares == [40, 45, 60], "twice as slow"
+    assert "about 1:20 left" in slower.texts[-1]
 
 
 def test_a_build_that_says_nothing_for_long_is_still_looked_at(
