@@ -3,6 +3,7 @@
 <root>/<toolchain>-<lock>-r<recipe>.lock         shared while a build uses them, exclusive while they are looked after
 <root>/<toolchain>-<lock>-r<recipe>/data/ccache  checks its entries' sums by itself
 <root>/<toolchain>-<lock>-r<recipe>/data/go      does not: Go only looks at their size, so we check them before a build
+                                                 (linked/, programs: their sum is looked at when one is used)
 <root>/<toolchain>-<lock>-r<recipe>/kept         KWDB's bundled libraries, built (see kept)
 
 A place of its own for each toolchain lock and recipe version: what another compiler made, or this one under another
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kwdb_build.build import kept
-from kwdb_build.build.recipe import RECIPE_VERSION
+from kwdb_build.build.recipe import LINKED, RECIPE_VERSION
 from kwdb_build.files import tree_bytes
 from kwdb_build.scratch import remove_tree
 
@@ -146,7 +147,7 @@ def damaged(go: Path) -> list[Path]:
 def prune_go(go: Path, limit_bytes: int) -> int:
     """Remove the entries that were not used for the longest time; how many. Only while no build runs."""
     entries = []
-    for path in go.glob("??/*"):
+    for path in (*go.glob("??/*"), *go.glob(f"{LINKED.name}/*/*")):
         with contextlib.suppress(FileNotFoundError):
             info = path.lstat()
             entries.append((info.st_mtime, info.st_size, path))

@@ -58,6 +58,8 @@ COMMIT_MACRO = "GIT_COMMIT_ID"
 command line that differs by it is another one to ccache: each commit would be compiled whole."""
 CACHE = PurePosixPath("/kwdb-cache")
 """Where what earlier builds compiled is mounted: ccache/ and go/."""
+LINKED = CACHE / "go" / "linked"
+"""Programs that `go install` linked (<name>/<sha256>), for the build to generate code with: Go keeps packages only."""
 REMOTE = PurePosixPath("/kwdb-remote")
 """Where the way to a shared cache is mounted: a directory of files, or one with a socket."""
 UMASK = "022"
@@ -70,8 +72,8 @@ _VARIABLE_NAME = re.compile(r"^[A-Z][A-Z0-9_]*$")
 _VARIABLE_VALUE = re.compile(r"^[A-Za-z0-9_./:=,+@%-]*$")
 _RESERVED = frozenset({
     "BUILD_TYPE", "BUILDINFO_TAG", "CGO_CPPFLAGS", "CMAKE_CONFIG_OPTIONS", "GOCACHE", "GOFLAGS", "GOPATH", "HOME",
-    "CPATH", "INSTALL_PATH", "KWDB_ASAN_OPTIONS", "KWDB_ASKED", "KWDB_CCACHE", "KWDB_DEPEND", "KWDB_PATH", "MAKEFLAGS",
-    "NCPUS", "PATH", "SHELL", "SOURCE_DATE_EPOCH", "TMPDIR",
+    "CPATH", "INSTALL_PATH", "KWDB_ASAN_OPTIONS", "KWDB_ASKED", "KWDB_CCACHE", "KWDB_DEPEND", "KWDB_LINKED",
+    "KWDB_PATH", "MAKEFLAGS", "NCPUS", "PATH", "SHELL", "SOURCE_DATE_EPOCH", "TMPDIR",
 })
 _CMAKE_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 _CMAKE_RESERVED = frozenset({
@@ -252,7 +254,7 @@ def environment(
         **toolchain_environment,
         "PATH": f"{SHIMS}:{TOOLS}:{path}",
         "KWDB_PATH": path,
-        **({"KWDB_CCACHE": ""} if includes is None else _ccache_environment(includes, toolchain_environment)),
+        **({"KWDB_CCACHE": ""} if includes is None else _lasting_environment(includes, toolchain_environment)),
         "HOME": str(HOME),
         "TMPDIR": str(SCRATCH),
         "LC_ALL": "C.UTF-8",
@@ -278,8 +280,9 @@ def environment(
     }
 
 
-def _ccache_environment(includes: Includes, toolchain_environment: Mapping[str, str]) -> dict[str, str]:
+def _lasting_environment(includes: Includes, toolchain_environment: Mapping[str, str]) -> dict[str, str]:
     return {
+        "KWDB_LINKED": str(LINKED),
         "KWDB_CCACHE": str(CCACHE),
         "KWDB_DEPEND": includes.depth,
         "CPATH": ":".join(filter(None, (f"/kwdb-includes/{includes.order[:32]}", toolchain_environment.get("CPATH")))),

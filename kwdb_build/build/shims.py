@@ -80,6 +80,55 @@ echo "$name: not in $KWDB_PATH" >&2
 exit 127
 """
 
+GO_SHIM = """\
+#!/bin/sh
+# `go`. What it installs it links anew in each fresh tree, as its cache holds packages only, and KWDB installs two dozen
+# programs to generate code with. So those that an earlier build linked are laid where Go will look: it reads the build
+# ID in each, which stands for all that was linked, and leaves alone what it would have linked again.
+go=
+IFS=:
+for directory in $KWDB_PATH; do
+    [ ! -x "$directory/go" ] || { go=$directory/go; break; }
+done
+unset IFS
+[ -n "$go" ] || { echo "go: not in $KWDB_PATH" >&2; exit 127; }
+case "$KWDB_LINKED $1 $GOBIN" in
+    /*" install "/*) ;;
+    *) exec "$go" "$@" ;;
+esac
+names=
+for word in "$@"; do
+    word=${word##*/}
+    case $word in '' | [!A-Za-z0-9]* | *[!A-Za-z0-9._+-]*) ;; *) names="$names $word" ;; esac
+done
+for name in $names; do
+    [ ! -e "$GOBIN/$name" ] || continue
+    for kept in "$KWDB_LINKED/$name"/*; do
+        [ -f "$kept" ] && mkdir -p "$GOBIN" && cp "$kept" "$GOBIN/.$name.$$" || continue
+        # Go believes what the build ID says of the rest of the file.
+        case $(sha256sum < "$GOBIN/.$name.$$") in
+            "${kept##*/} "*)
+                touch -d @0 "$GOBIN/.$name.$$" && mv "$GOBIN/.$name.$$" "$GOBIN/$name" && touch -c "$kept" ;;
+            *) rm -f "$kept" "$GOBIN/.$name.$$" ;;
+        esac
+    done
+done 2> /dev/null
+"$go" "$@" || exit
+for name in $names; do
+    made=$GOBIN/$name place=$KWDB_LINKED/$name
+    [ -f "$made" ] || continue
+    # Go gives the time of now to what it leaves alone, too. What it was not asked for would not be there.
+    [ "$made" -nt "$0" ] || { rm -f "$made"; continue; }
+    for kept in "$place"/*; do
+        cmp -s "$made" "$kept" && continue 2
+    done
+    sum=$(sha256sum < "$made") && mkdir -p "$place" || continue
+    rm -f "$place"/* "$place"/.new.*
+    cp "$made" "$place/.new.$$" && mv "$place/.new.$$" "$place/${sum%% *}" || rm -f "$place/.new.$$"
+done 2> /dev/null
+exit 0
+"""
+
 ENTER = f"""\
 #!/bin/sh
 # enter UMASK COMMAND...: runs the build with a fixed umask (an engine may pass its own on), and notes meanwhile how
@@ -153,5 +202,5 @@ if(PROJECT_SOURCE_DIR STREQUAL CMAKE_SOURCE_DIR AND NOT CMAKE_VERSION VERSION_LE
 endif()
 """
 
-FILES = {"date": DATE_SHIM, "enter": ENTER, "tool": TOOL_SHIM, _ORDER: ORDER}
+FILES = {"date": DATE_SHIM, "enter": ENTER, "go": GO_SHIM, "tool": TOOL_SHIM, _ORDER: ORDER}
 """By their names in SHIMS."""

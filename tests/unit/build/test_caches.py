@@ -216,3 +216,18 @@ def test_what_was_not_used_for_long_goes_first(opened: Callable[..., tuple[Path 
     assert [path.exists() for path in (old, middle, new)] == [False, True, True]
     [facts] = caches.listed(place.parents[1])
     assert (facts.go_bytes, facts.ccache_bytes) == (2000, 0)
+
+
+def test_linked_programs_count_and_go_with_gos_share(opened: Callable[..., tuple[Path | None, list[str]]]) -> None:
+    place, _ = opened()
+    assert place is not None
+    for number, name in enumerate(("optgen", "execgen")):
+        (place / "go/linked" / name).mkdir(parents=True)
+        (place / "go/linked" / name / "0").write_bytes(bytes(1000))
+        os.utime(place / "go/linked" / name / "0", (1e9 + number, 1e9 + number))
+    (place / "go/linked/optgen/.new.17").write_bytes(b"of a build that was killed")
+    os.utime(place / "go/linked/optgen/.new.17", (1, 1))
+    opened(limit_bytes=6000)
+    assert sorted(str(path.relative_to(place / "go/linked")) for path in place.glob("go/linked/*/*")) == ["execgen/0"]
+    [facts] = caches.listed(place.parents[1])
+    assert facts.go_bytes == 1000
