@@ -197,7 +197,7 @@ def test_a_copy_that_fails_leaves_nothing_and_an_old_half_one_is_replaced(
     def fail(source: Path, target: Path, mtime: int | None) -> None:
         nonlocal copied
         copied += 1
-        if copied == 20:
+        if copied >= 20:
             raise OSError(28, "No space left on device")
         real(source, target, mtime)
 
@@ -206,7 +206,7 @@ def test_a_copy_that_fails_leaves_nothing_and_an_old_half_one_is_replaced(
         patch.setattr(inspect, "_copy_file", fail)
         with pytest.raises(SpaceError, match="became full while copying"):
             copy_tree(tree, tmp_path / "gopath")
-    assert copied == 20
+    assert copied >= 20
     assert list((tmp_path / "gopath" / "src" / "gitee.com").iterdir()) == []
     assert not (copy_tree(tree, tmp_path / "gopath").path / "old").exists()
 
