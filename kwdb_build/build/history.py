@@ -30,6 +30,7 @@ _GO_MARK_EVERY = 50
 _INNER_MARK_EVERY = 25
 _TRUSTED_S = 20.0
 """From here on the speed of this build against the last one is worth something."""
+_AS_FAST = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +93,16 @@ def mark_of(step: Step, *, packages: int, inner: int) -> str:
 
 
 class Pace:
-    """What the past build tells about the time that this one still takes.
+    """What past builds, the most alike first, tell about the time that this one still takes.
 
+    How much of a build its caches spare shows only while it runs: a new release takes ten times as long as a patch did.
+    So the first of the past ones counts for as long as this one keeps to its times, and else the one that fits best.
     marks: how far this one was -> seconds since its begin.
     """
 
-    def __init__(self, past: BuildRecord | None) -> None:
+    def __init__(self, *past: BuildRecord) -> None:
         self._past = past
-        self._farthest = ""
+        self._farthest = [""] * len(past)
         self.marks: dict[str, float] = {}
 
     def reach(self, mark: str, elapsed_s: float) -> None:
@@ -107,9 +110,14 @@ class Pace:
         if mark in self.marks:
             return
         self.marks[mark] = round(elapsed_s, 1)
-        known = self._past.marks if self._past is not None else {}
-        if mark in known and known[mark] >= known.get(self._farthest, 0.0):
-            self._farthest = mark
+        for number, past in enumerate(self._past):
+            if mark in past.marks and past.marks[mark] >= past.marks.get(self._farthest[number], 0.0):
+                self._farthest[number] = mark
+
+    def past(self, elapsed_s: float) -> BuildRecord | None:
+        """The build that this one is like by now, None when there is none."""
+        known = [number for number, farthest in enumerate(self._farthest) if farthest]
+        return self._past[min(known, key=lambda number: self._misfit(number, elapsed_s))] if known else None
 
     def left_s(self, elapsed_s: float) -> float | None:
         """Seconds to go, None when that cannot be said.
@@ -117,13 +125,27 @@ class Pace:
         From the farthest mark that the past build knows too it goes on as that one went on, at the speed of this one;
         but not beyond the past build's next mark before this one has reached that, too.
         """
-        if self._past is None or not self._farthest:
+        past = self.past(elapsed_s)
+        if past is None:
             return None
-        then, reached = self._past.marks[self._farthest], self.marks[self._farthest]
+        then, reached, following = self._times(self._past.index(past))
         speed = min(3.0, max(0.3, reached / then)) if then > _TRUSTED_S else 1.0
-        following = min((s for s in self._past.marks.values() if s > then), default=self._past.seconds)
         now = min(then + (elapsed_s - reached) / speed, following)
-        return max(0.0, (self._past.seconds - now) * speed)
+        return max(0.0, (past.seconds - now) * speed)
+
+    def _times(self, number: int) -> tuple[float, float, float]:
+        """When a past build was at the farthest mark, when this one was, and when that one came to its next."""
+        past = self._past[number]
+        then = past.marks[self._farthest[number]]
+        following = min((seconds for seconds in past.marks.values() if seconds > then), default=past.seconds)
+        return then, self.marks[self._farthest[number]], following
+
+    def _misfit(self, number: int, elapsed_s: float) -> float:
+        """By how much more than a factor of _AS_FAST this build is faster or slower than a past one; from 1."""
+        then, reached, following = self._times(number)
+        slower = (max(reached, elapsed_s) + _TRUSTED_S) / (following + _TRUSTED_S)
+        faster = (then + _TRUSTED_S) / (reached + _TRUSTED_S)
+        return max(slower, faster, _AS_FAST) / _AS_FAST
 
 
 class BuildHistory:
@@ -153,15 +175,14 @@ class BuildHistory:
         """All that can be read, the oldest first."""
         return _records(self._path)
 
-    def most_like(self, new: BuildRecord, outcome: str = BUILT) -> BuildRecord | None:
-        """The successful build (or what else ended so) that tells most about a new one; the newest of equals.
+    def alike(self, new: BuildRecord, outcome: str = BUILT) -> tuple[BuildRecord, ...]:
+        """The successful builds (or what else ended so), first what tells most about a new one, the newest of equals.
 
-        Where this machine has built nothing yet: a TYPICAL build by the same recipe, if one is known.
+        For builds a TYPICAL one by the same recipe comes last, if one is known: a new machine has no other.
         """
-        found = _best([record for record in self.all() if record.outcome == outcome], new)
-        if found is not None or outcome != BUILT:
-            return found
-        return _best([record for record in _records(_TYPICAL) if record.recipe == new.recipe], new)
+        own = [record for record in self.all() if record.outcome == outcome]
+        typical = [record for record in _records(_TYPICAL) if record.recipe == new.recipe and outcome == BUILT]
+        return (*_sorted(own, new), *_sorted(typical, new))
 
 
 def _records(path: Path) -> tuple[BuildRecord, ...]:
@@ -172,8 +193,10 @@ def _records(path: Path) -> tuple[BuildRecord, ...]:
     return tuple(record for line in text.splitlines() if (record := _read(line)) is not None)
 
 
-def _best(records: Sequence[BuildRecord], new: BuildRecord) -> BuildRecord | None:
-    return max(enumerate(records), key=lambda pair: (*pair[1].like(new), pair[0]), default=(0, None))[1]
+def _sorted(records: Sequence[BuildRecord], new: BuildRecord) -> list[BuildRecord]:
+    return [record for _, record in sorted(
+        enumerate(records), key=lambda pair: (*pair[1].like(new), pair[0]), reverse=True
+    )]
 
 
 def _read(line: str) -> BuildRecord | None:

@@ -187,7 +187,7 @@ class Run:
         bench = self._bench
         record = self._record("failed", 0.0)
         history = BuildHistory(bench.work_dir.parent / FILE)
-        self._watch = Watch(self._scratch_inside, bench.progress, history.most_like(record))
+        self._watch = Watch(self._scratch_inside, bench.progress, history.alike(record))
         log_start = bench.log.stat().st_size if bench.log.exists() else 0
         bench.progress.update(f"starting the build with {self._jobs} jobs")
         began = time.monotonic()
@@ -298,8 +298,8 @@ class Run:
         bench.progress.update(f"running make {target}")
         log_start = bench.log.stat().st_size
         history, passed, began = BuildHistory(bench.work_dir.parent / FILE), f"{target} passed", time.monotonic()
-        past = history.most_like(self._record(passed, 0.0), passed)
-        said = _Said(bench.progress, target, past.seconds if past is not None else 0.0)
+        past = history.alike(self._record(passed, 0.0), passed)
+        said = _Said(bench.progress, target, past[0].seconds if past else 0.0)
         result = bench.engine.run(self.make_spec(target), on_line=said, log=bench.log)
         if result.returncode != 0:
             error = self._failure(result, log_start)

@@ -12,7 +12,7 @@ from kwdb_build.build.progress import Tracker
 from kwdb_build.files import human_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from kwdb_build.build.history import BuildRecord
@@ -50,11 +50,11 @@ class Watch:
     with finish(), and when the scratch directory is gone, as after a build that was cancelled.
     """
 
-    def __init__(self, scratch: Path, progress: Progress, past: BuildRecord | None) -> None:
+    def __init__(self, scratch: Path, progress: Progress, past: Sequence[BuildRecord]) -> None:
         self._scratch = scratch
         self._progress = progress
-        self._pace = Pace(past)
-        self._about = "perhaps" if past is not None and past.outcome == TYPICAL else "about"
+        self._pace = Pace(*past)
+        self._past: BuildRecord | None = None
         self._tracker = Tracker()
         self._began = time.monotonic()
         self._looked = 0.0
@@ -105,12 +105,15 @@ class Watch:
         CMake's own stands still for minutes while a build inside goes on, and knows nothing of Go.
         """
         elapsed = time.monotonic() - self._began
-        left = self._pace.left_s(elapsed)
-        if left is None:
+        past, left = self._pace.past(elapsed), self._pace.left_s(elapsed)
+        if past is None or left is None:
             self._update(step, "", done=step.done or None, total=step.total or None)
             return
+        if past is not self._past:
+            self._past, self._share = past, 0.0
+        about = "perhaps" if past.outcome == TYPICAL else "about"
         self._share = max(self._share, min(elapsed / max(elapsed + left, 1.0), _ALMOST))
-        self._update(step, f"{self._about} {minutes(left)} left", done=self._share, total=1.0)
+        self._update(step, f"{about} {minutes(left)} left", done=self._share, total=1.0)
 
     def _update(self, step: Step, ahead: str, *, done: float | None, total: float | None) -> None:
         # The time first: a narrow terminal cuts the end off.
