@@ -102,7 +102,9 @@ class Pace:
 
     def __init__(self, *past: BuildRecord) -> None:
         self._past = past
-        self._farthest = [""] * len(past)
+        self._times: dict[int, tuple[float, float, float]] = {}
+        """By the number of a past build: when it was at the farthest mark that both know, when this one was, and when
+        that one came to its next."""
         self.marks: dict[str, float] = {}
 
     def reach(self, mark: str, elapsed_s: float) -> None:
@@ -111,13 +113,15 @@ class Pace:
             return
         self.marks[mark] = round(elapsed_s, 1)
         for number, past in enumerate(self._past):
-            if mark in past.marks and past.marks[mark] >= past.marks.get(self._farthest[number], 0.0):
-                self._farthest[number] = mark
+            then = past.marks.get(mark, -1.0)
+            if then >= self._times.get(number, (0.0,))[0]:
+                following = min((seconds for seconds in past.marks.values() if seconds > then), default=past.seconds)
+                self._times[number] = (then, self.marks[mark], following)
 
     def past(self, elapsed_s: float) -> BuildRecord | None:
         """The build that this one is like by now, None when there is none."""
-        known = [number for number, farthest in enumerate(self._farthest) if farthest]
-        return self._past[min(known, key=lambda number: self._misfit(number, elapsed_s))] if known else None
+        number = self._nearest(elapsed_s)
+        return None if number is None else self._past[number]
 
     def left_s(self, elapsed_s: float) -> float | None:
         """Seconds to go, None when that cannot be said.
@@ -125,24 +129,20 @@ class Pace:
         From the farthest mark that the past build knows too it goes on as that one went on, at the speed of this one;
         but not beyond the past build's next mark before this one has reached that, too.
         """
-        past = self.past(elapsed_s)
-        if past is None:
+        number = self._nearest(elapsed_s)
+        if number is None:
             return None
-        then, reached, following = self._times(self._past.index(past))
+        then, reached, following = self._times[number]
         speed = min(3.0, max(0.3, reached / then)) if then > _TRUSTED_S else 1.0
         now = min(then + (elapsed_s - reached) / speed, following)
-        return max(0.0, (past.seconds - now) * speed)
+        return max(0.0, (self._past[number].seconds - now) * speed)
 
-    def _times(self, number: int) -> tuple[float, float, float]:
-        """When a past build was at the farthest mark, when this one was, and when that one came to its next."""
-        past = self._past[number]
-        then = past.marks[self._farthest[number]]
-        following = min((seconds for seconds in past.marks.values() if seconds > then), default=past.seconds)
-        return then, self.marks[self._farthest[number]], following
+    def _nearest(self, elapsed_s: float) -> int | None:
+        return min(sorted(self._times), key=lambda number: self._misfit(number, elapsed_s), default=None)
 
     def _misfit(self, number: int, elapsed_s: float) -> float:
         """By how much more than a factor of _AS_FAST this build is faster or slower than a past one; from 1."""
-        then, reached, following = self._times(number)
+        then, reached, following = self._times[number]
         slower = (max(reached, elapsed_s) + _TRUSTED_S) / (following + _TRUSTED_S)
         faster = (then + _TRUSTED_S) / (reached + _TRUSTED_S)
         return max(slower, faster, _AS_FAST) / _AS_FAST
