@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,17 @@ def wait(
         deployment=deployment, started=started, login=login(deployment), expect=expect, timeout_s=timeout_s,
         progress=QUIET,
     )
+
+
+def settled_health(deployment: Deployment) -> readiness.Health:
+    """What the health page of a server that was just started says once it is ready, or after a while.
+
+    SQL answers first, and for a moment the page says that the node is shutting down: KWDB's does, too.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while (health := readiness.health(deployment)).status != readiness.OK and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return health
 
 
 def stopped(instance: Instance) -> tuple[Deployment, NodeIdentity]:

@@ -19,7 +19,7 @@ from kwdb_build.verify import baseline
 from kwdb_build.verify.request import VerifyRequest
 from kwdb_build.verify.runner import run_suite
 from tests.integration.certs import certificates
-from tests.integration.serverbox import stopped, wait
+from tests.integration.serverbox import settled_health, stopped, wait
 from tests.minikwdb.instance import Instance
 
 pytestmark = [
@@ -47,7 +47,7 @@ def shown_as_ui(deployment: Deployment, directory: Path) -> None:
 
 
 def test_its_own_and_a_renewed_one_of_the_same_authority(secure: Deployment, tmp_path: Path) -> None:
-    assert readiness.health(secure).status == readiness.OK
+    assert settled_health(secure).status == readiness.OK
     certificates(tmp_path / "renewed", ca=tmp_path / "certs")  # on disk, while the server still shows the old one
     assert readiness.health(with_certificates(secure, tmp_path / "renewed")).status == readiness.OK
     shown_as_ui(secure, tmp_path / "ui")
@@ -69,7 +69,7 @@ def test_another_authority_another_name_and_none(secure: Deployment, install_ser
             gate.require_ready(answer)
         assert "kill -HUP" in caught.value.hint
     plain = capture.capture(install_server(name="plain", background=False).start())
-    assert readiness.health(plain).status == readiness.OK
+    assert settled_health(plain).status == readiness.OK
     assert readiness.health(dataclasses.replace(secure, http=plain.http)).status == 0
 
 
@@ -79,7 +79,7 @@ def test_a_ready_page_of_somebody_else_is_no_readiness(install_server: InstallSe
         certificates(tmp_path / name)
     deployment, _ = stopped(install_server(certs=tmp_path / "certs", background=False))
     theirs = capture.capture(install_server(name="theirs", certs=tmp_path / "theirs", background=False).start())
-    assert readiness.health(theirs).status == readiness.OK
+    assert settled_health(theirs).status == readiness.OK
     started = start(deployment.start, log_dir=tmp_path / "run")
     with pytest.raises(StartError) as caught:
         wait(dataclasses.replace(deployment, http=theirs.http), started, timeout_s=2)

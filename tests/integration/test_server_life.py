@@ -28,6 +28,7 @@ from tests.integration.serverbox import (
     QUIET,
     identity,
     in_background,
+    settled_health,
     stopped,
     surroundings,
     wait,
@@ -204,7 +205,7 @@ def test_a_secure_server_is_dialled_by_a_name_in_its_certificate(site: Instance,
     assert deployment.secure
     assert deployment.certs_dir == tmp_path / "certs"
     assert deployment.sql.host == "localhost"  # the certificate has no 127.0.0.1
-    assert readiness.health(deployment).status == 200
+    assert settled_health(deployment).status == 200
     expect = identity(deployment)
     ready = restart(deployment, tmp_path / "run")
     assert ready.identity == expect
