@@ -118,27 +118,19 @@ class Pace:
                 following = min((seconds for seconds in past.marks.values() if seconds > then), default=past.seconds)
                 self._times[number] = (then, self.marks[mark], following)
 
-    def past(self, elapsed_s: float) -> BuildRecord | None:
-        """The build that this one is like by now, None when there is none."""
-        number = self._nearest(elapsed_s)
-        return None if number is None else self._past[number]
-
-    def left_s(self, elapsed_s: float) -> float | None:
-        """Seconds to go, None when that cannot be said.
+    def left(self, elapsed_s: float) -> tuple[BuildRecord, float] | None:
+        """The past build that this one is like by now, and the seconds to go; None when that cannot be said.
 
         From the farthest mark that the past build knows too it goes on as that one went on, at the speed of this one;
         but not beyond the past build's next mark before this one has reached that, too.
         """
-        number = self._nearest(elapsed_s)
+        number = min(sorted(self._times), key=lambda number: self._misfit(number, elapsed_s), default=None)
         if number is None:
             return None
-        then, reached, following = self._times[number]
+        past, (then, reached, following) = self._past[number], self._times[number]
         speed = min(3.0, max(0.3, reached / then)) if then > _TRUSTED_S else 1.0
         now = min(then + (elapsed_s - reached) / speed, following)
-        return max(0.0, (self._past[number].seconds - now) * speed)
-
-    def _nearest(self, elapsed_s: float) -> int | None:
-        return min(sorted(self._times), key=lambda number: self._misfit(number, elapsed_s), default=None)
+        return past, max(0.0, (past.seconds - now) * speed)
 
     def _misfit(self, number: int, elapsed_s: float) -> float:
         """By how much more than a factor of _AS_FAST this build is faster or slower than a past one; from 1."""

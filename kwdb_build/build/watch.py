@@ -105,10 +105,11 @@ class Watch:
         CMake's own stands still for minutes while a build inside goes on, and knows nothing of Go.
         """
         elapsed = time.monotonic() - self._began
-        past, left = self._pace.past(elapsed), self._pace.left_s(elapsed)
-        if past is None or left is None:
+        known = self._pace.left(elapsed)
+        if known is None:
             self._update(step, "", done=step.done or None, total=step.total or None)
             return
+        past, left = known
         if past is not self._past:
             self._past, self._share = past, 0.0
         about = "perhaps" if past.outcome == TYPICAL else "about"

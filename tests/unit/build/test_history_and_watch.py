@@ -134,7 +134,8 @@ def left(past: BuildRecord | None, reached: dict[str, float], elapsed: float) ->
     pace = Pace(*([past] if past else []))
     for mark, seconds in reached.items():
         pace.reach(mark, seconds)
-    return pace.left_s(elapsed)
+    known = pace.left(elapsed)
+    return None if known is None else known[1]
 
 
 @pytest.mark.parametrize(
